@@ -1,0 +1,87 @@
+package inference
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrorCode says what went wrong in one word that clients and tables can match.
+type ErrorCode string
+
+// The error codes. Each one's HTTP status stands in one table in the ingress.
+const (
+	CodeInvalidRequest      ErrorCode = "invalid_request"
+	CodeInvalidJSON         ErrorCode = "invalid_json"
+	CodeUnauthenticated     ErrorCode = "invalid_api_key"
+	CodeModelNotAllowed     ErrorCode = "model_not_allowed"
+	CodeModelNotFound       ErrorCode = "model_not_found"
+	CodeNotFound            ErrorCode = "not_found"
+	CodeMethodNotAllowed    ErrorCode = "method_not_allowed"
+	CodeRequestTooLarge     ErrorCode = "request_too_large"
+	CodeQueueFull           ErrorCode = "queue_full"
+	CodeQueueUnavailable    ErrorCode = "queue_unavailable"
+	CodeAuthUnavailable     ErrorCode = "auth_unavailable"
+	CodeUpstreamRejected    ErrorCode = "upstream_rejected"     // a 4xx that is the client's own fault; goes back as it came
+	CodeUpstreamRateLimited ErrorCode = "upstream_rate_limited" // 429
+	CodeUpstreamAuth        ErrorCode = "upstream_auth"         // the provider refused our credentials
+	CodeUpstreamError       ErrorCode = "upstream_error"        // 5xx
+	CodeUpstreamInvalid     ErrorCode = "upstream_invalid"      // an answer that cannot be understood
+	CodeUpstreamTooLarge    ErrorCode = "upstream_too_large"
+	CodeUpstreamUnavailable ErrorCode = "upstream_unavailable" // no connection
+	CodeUpstreamTimeout     ErrorCode = "upstream_timeout"     // the provider's own limits, not the request's deadline
+	CodeUpstreamCut         ErrorCode = "upstream_cut"         // the stream ended before its end
+	CodeDeadlineExceeded    ErrorCode = "deadline_exceeded"
+	CodeCancelled           ErrorCode = "cancelled"
+	CodeWorkerLost          ErrorCode = "worker_lost"
+	CodeEventsLost          ErrorCode = "events_lost"
+	CodeShuttingDown        ErrorCode = "shutting_down"
+	CodeInternal            ErrorCode = "internal_error"
+)
+
+// Error is the one error that crosses package and process borders.
+type Error struct {
+	Code    ErrorCode
+	Message string // safe to show to the client: no secret, no address, no prompt
+	Param   string // the request's field at fault, if one is
+
+	// Retryable says that the same call may succeed when made again.
+	Retryable bool
+
+	// RetryAfter is how long to wait before trying again; zero when nothing is known.
+	RetryAfter time.Duration
+
+	// Status is the upstream's HTTP status, zero when it gave none.
+	Status int
+
+	// Body is the upstream's own JSON error, kept only where it goes back to the
+	// client unchanged (CodeUpstreamRejected).
+	Body []byte
+
+	// Err is the cause, for logs alone; it does not cross a process border.
+	Err error
+}
+
+// Errorf returns an Error with a message that is safe to show to the client.
+func Errorf(code ErrorCode, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return string(e.Code) + ": " + e.Message + ": " + e.Err.Error()
+	}
+	return string(e.Code) + ": " + e.Message
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// AsError returns err's Error. An error that is none becomes an internal error
+// whose message tells the client nothing.
+func AsError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{Code: CodeInternal, Message: "internal error", Err: err}
+}
