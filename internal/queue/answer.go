@@ -1,0 +1,166 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"sluice/internal/inference"
+)
+
+// ErrNoIngress says that nobody hears what is said to the job's ingress: it is gone,
+// or cut off for the moment.
+var ErrNoIngress = errors.New("ingress does not answer")
+
+// Word is what a worker hears.
+type Word interface {
+	// Settled says that the ends of these jobs are taken and accounted for.
+	Settled(jobIDs []string)
+	// Cancelled says that nobody wants these jobs any more, whoever holds them.
+	Cancelled(jobIDs []string)
+}
+
+// Answerer is the worker's side of the way back.
+type Answerer struct {
+	conn   *Conn
+	worker string
+	subs   []*nats.Subscription
+}
+
+// NewAnswerer starts hearing what is said to the worker of this id, and to all
+// workers of the providers. Calls of word must not block.
+func (c *Conn) NewAnswerer(worker string, providers []string, word Word) (*Answerer, error) {
+	a := &Answerer{conn: c, worker: worker}
+	hear := func(subject string, fn func([]string)) error {
+		sub, err := c.subscribe(subject, func(m *nats.Msg) {
+			ids, err := decodeIDs(m.Data)
+			if err != nil {
+				c.log.Warn("message to worker dropped", "subject", m.Subject, "error", err)
+				return
+			}
+			fn(ids)
+		})
+		if err == nil {
+			a.subs = append(a.subs, sub)
+		}
+		return err
+	}
+	err := hear(workerInbox(worker), word.Settled)
+	for _, p := range providers {
+		err = errors.Join(err, hear(cancelSubject(p), word.Cancelled))
+	}
+	if err != nil {
+		a.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// Close stops hearing.
+func (a *Answerer) Close() {
+	for _, sub := range a.subs {
+		_ = sub.Unsubscribe()
+	}
+}
+
+// Body returns the job's body: what came in the message, or the blob of that name.
+func (a *Answerer) Body(ctx context.Context, j *inference.Job, bodyRef string, maxBytes int64) ([]byte, error) {
+	if bodyRef == "" {
+		return j.Body, nil
+	}
+	return a.conn.blobs.get(ctx, bodyRef, maxBytes)
+}
+
+// Events sends chunks to the job's ingress. It does not wait.
+func (a *Answerer) Events(e *Events) error {
+	data := e.encode()
+	if len(data) > inlineBytes+inlineBytes/2 && len(e.Chunks) > 1 {
+		half := len(e.Chunks) / 2
+		first, second := *e, *e
+		first.Chunks, second.Chunks = e.Chunks[:half], e.Chunks[half:]
+		second.FirstSeq += uint64(half)
+		return errors.Join(a.Events(&first), a.Events(&second))
+	}
+	if int64(len(data)) > a.conn.nc.MaxPayload() {
+		return inference.Errorf(inference.CodeUpstreamTooLarge, "The provider sent a chunk of %d bytes, which is more than can be passed on.", len(data))
+	}
+	if err := a.conn.nc.Publish(replySubject(whatEvents, e.JobID), data); err != nil {
+		return fmt.Errorf("send events of job %s: %w", e.JobID, err)
+	}
+	return nil
+}
+
+// StoreAnswer moves the body of an end that is too large for a message into a blob.
+func (a *Answerer) StoreAnswer(ctx context.Context, e *End) error {
+	if len(e.Body) <= inlineBytes {
+		return nil
+	}
+	ref := fmt.Sprintf("%s.%d.%d.answer", e.JobID, e.Run.Epoch, e.Run.Delivery)
+	if err := a.conn.blobs.put(ctx, ref, e.Body); err != nil {
+		return err
+	}
+	e.BodyRef, e.Body = ref, nil
+	return nil
+}
+
+// End tells the job's ingress how the run ended. It does not wait: Settled tells
+// that the ingress has taken it, and until then the worker repeats it.
+func (a *Answerer) End(e *End) error {
+	if err := a.conn.nc.Publish(replySubject(whatEnd, e.JobID), e.encode()); err != nil {
+		return fmt.Errorf("send end of job %s: %w", e.JobID, err)
+	}
+	return nil
+}
+
+// claimTimeout is how long an ingress may take to judge a claim.
+const claimTimeout = 2 * time.Second
+
+// Claim asks the job's ingress whether a job that was handed out before is still
+// wanted. The error wraps ErrNoIngress when nobody answers.
+func (a *Answerer) Claim(ctx context.Context, c Claim) (Verdict, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	m, err := a.conn.nc.RequestWithContext(ctx, replySubject(whatClaim, c.JobID), c.encode())
+	if err != nil {
+		return 0, fmt.Errorf("claim job %s: %w: %w", c.JobID, ErrNoIngress, err)
+	}
+	if len(m.Data) != 1 {
+		return 0, fmt.Errorf("claim job %s: %w", c.JobID, errFrame)
+	}
+	return Verdict(m.Data[0]), nil
+}
+
+// heldPerMessage keeps the message with a worker's jobs well below the payload limit.
+const heldPerMessage = 4096
+
+// Hold tells each ingress which of its jobs the worker holds.
+func (a *Answerer) Hold(jobs []HeldJob) error {
+	byIngress := make(map[string][]HeldJob)
+	for _, j := range jobs {
+		i := IngressOf(j.JobID)
+		byIngress[i] = append(byIngress[i], j)
+	}
+	var errs []error
+	for ingress, held := range byIngress {
+		for len(held) > 0 {
+			n := min(len(held), heldPerMessage)
+			h := Held{Worker: a.worker, Jobs: held[:n]}
+			errs = append(errs, a.conn.nc.Publish(beatSubject(ingress), h.encode()))
+			held = held[n:]
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// IngressGone reports whether nobody at all hears what is said to the job's ingress.
+func (a *Answerer) IngressGone(ctx context.Context, jobID string) bool {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	// The zero run is earlier than any other, so the claim changes nothing.
+	c := Claim{JobID: jobID, Worker: a.worker}
+	_, err := a.conn.nc.RequestWithContext(ctx, replySubject(whatClaim, jobID), c.encode())
+	return errors.Is(err, nats.ErrNoResponders)
+}

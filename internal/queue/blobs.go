@@ -1,0 +1,118 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// inlineBytes is the largest body that travels in a message. It leaves room below
+// NATS's default payload of 1 MB, and keeps large bodies out of the memory of the
+// job streams.
+const inlineBytes = 256 << 10
+
+// ErrBlobTooLarge says that a blob holds more than the reader was ready to take.
+var ErrBlobTooLarge = errors.New("blob larger than its bound")
+
+// blobs keeps what is too large for a message in JetStream's object store (the
+// claim check). The store checks the digest of what it reads back.
+type blobs struct {
+	js     jetstream.JetStream
+	limits Limits
+
+	mu    sync.Mutex
+	store jetstream.ObjectStore
+}
+
+func (b *blobs) ensure(ctx context.Context) error {
+	store, err := b.js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
+		Bucket:      blobBucket,
+		Description: "Bodies too large for a message.",
+		Storage:     jetstream.FileStorage,
+		Replicas:    b.limits.Replicas,
+		MaxBytes:    b.limits.BlobsBytes,
+		TTL:         b.limits.BlobsAge,
+	})
+	if err != nil {
+		return fmt.Errorf("ensure object store %s: %w", blobBucket, err)
+	}
+	b.mu.Lock()
+	b.store = store
+	b.mu.Unlock()
+	return nil
+}
+
+func (b *blobs) bucket() (jetstream.ObjectStore, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.store == nil {
+		return nil, errors.New("object store is not ready")
+	}
+	return b.store, nil
+}
+
+func (b *blobs) put(ctx context.Context, name string, body []byte) error {
+	store, err := b.bucket()
+	if err != nil {
+		return err
+	}
+	if _, err := store.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(body)); err != nil {
+		return fmt.Errorf("store blob %s: %w", name, err)
+	}
+	return nil
+}
+
+func (b *blobs) get(ctx context.Context, name string, maxBytes int64) ([]byte, error) {
+	store, err := b.bucket()
+	if err != nil {
+		return nil, err
+	}
+	obj, err := store.Get(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
+	}
+	defer obj.Close()
+	info, err := obj.Info()
+	if err != nil {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
+	}
+	if info.Size > uint64(maxBytes) {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, ErrBlobTooLarge)
+	}
+	body := make([]byte, info.Size)
+	if _, err := io.ReadFull(obj, body); err != nil {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
+	}
+	// The digest is checked when the reader meets the end.
+	if _, err := obj.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
+	}
+	return body, nil
+}
+
+// remove is best effort: the bucket's age limit takes what it misses.
+func (b *blobs) remove(ctx context.Context, name string) error {
+	store, err := b.bucket()
+	if err != nil {
+		return err
+	}
+	if err := store.Delete(ctx, name); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
+		return fmt.Errorf("remove blob %s: %w", name, err)
+	}
+	return nil
+}
+
+// FetchBlob returns the blob's bytes, at most maxBytes of them.
+func (c *Conn) FetchBlob(ctx context.Context, name string, maxBytes int64) ([]byte, error) {
+	return c.blobs.get(ctx, name, maxBytes)
+}
+
+// RemoveBlob removes a blob that nobody needs any more.
+func (c *Conn) RemoveBlob(ctx context.Context, name string) error {
+	return c.blobs.remove(ctx, name)
+}

@@ -1,0 +1,17 @@
+// Package queue is the one place that speaks NATS. It names the streams and
+// subjects, carries jobs from an ingress to the workers of a provider, brings
+// events and answers back, keeps a streamed answer for replay, and moves usage
+// records to whoever owns the database.
+//
+// It decides nothing about requests: what to publish, when to try again, what a
+// redelivery means and which answer counts belongs to its two users, ingress and
+// worker. Neither of them sees a NATS type.
+//
+// The path of one job, with the file that holds each step:
+//
+//	dispatch.go   ingress → job stream            (headers in jobmsg.go, large bodies in blobs.go)
+//	pull.go       job stream → worker             (acknowledged through delivery.go)
+//	answer.go     worker → ingress                (events, end, claims; bytes in frames.go)
+//	record.go     worker → event stream           (blocks of events for replay, read by replay.go)
+//	ledger.go     ingress or worker → usage stream → database
+package queue

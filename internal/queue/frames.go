@@ -1,0 +1,253 @@
+package queue
+
+import (
+	"time"
+
+	"sluice/internal/inference"
+)
+
+// frameVersion stands first in every frame, so that processes of different versions
+// notice each other instead of misreading.
+const frameVersion = 1
+
+// Run names one execution of a job. A later run fences an earlier one: the epoch
+// rises when the ingress publishes the job again, the delivery when JetStream hands
+// the same message to another worker.
+type Run struct {
+	Epoch    int
+	Delivery int
+}
+
+// Before reports whether r is an earlier run than o.
+func (r Run) Before(o Run) bool {
+	return r.Epoch < o.Epoch || r.Epoch == o.Epoch && r.Delivery < o.Delivery
+}
+
+// Events are chunks of a streamed answer, as many as arrived together.
+type Events struct {
+	JobID    string
+	Run      Run
+	Worker   string
+	FirstSeq uint64        // sequence number of the first chunk; the run's first is 1
+	Elapsed  time.Duration // since the worker took the job
+	Attempts int           // provider calls made for the job so far
+	Chunks   [][]byte      // JSON, without SSE framing
+}
+
+// End is how a run ended: a whole answer, the end of a streamed one, or an error.
+type End struct {
+	JobID    string
+	Run      Run
+	Worker   string
+	Provider string
+	Model    string        // what the provider says it used
+	Elapsed  time.Duration // since the worker took the job
+	Upstream time.Duration // the part of Elapsed spent in calls of the provider
+	Attempts int
+	LastSeq  uint64 // chunks sent in this run
+	Usage    inference.Usage
+	Body     []byte // the whole answer when it was not streamed
+	Err      *inference.Error
+
+	// BodyRef names the blob that holds a Body too large for a message.
+	BodyRef string
+}
+
+// Claim is a worker's question, before it runs a job that was delivered before,
+// whether the job is still wanted.
+type Claim struct {
+	JobID  string
+	Run    Run
+	Worker string
+}
+
+// Verdict is the ingress's answer to a Claim.
+type Verdict byte
+
+// The verdicts on a claim.
+const (
+	VerdictRun  Verdict = 1 + iota // run it: the earlier run is lost and nothing of it was shown
+	VerdictWait                    // the earlier run is alive: put the job back for a moment
+	VerdictDrop                    // nobody waits for it any more, or its answer has begun
+)
+
+// Held tells an ingress which of its jobs a worker holds.
+type Held struct {
+	Worker string
+	Jobs   []HeldJob
+}
+
+// HeldJob is one job in a worker's hands.
+type HeldJob struct {
+	JobID string
+	Run   Run
+}
+
+func (w *writer) run(r Run) {
+	w.int(r.Epoch)
+	w.int(r.Delivery)
+}
+
+func (r *reader) run() Run { return Run{Epoch: r.int(), Delivery: r.int()} }
+
+func newFrame(size int) *writer {
+	w := &writer{b: make([]byte, 0, size)}
+	w.b = append(w.b, frameVersion)
+	return w
+}
+
+func openFrame(b []byte) *reader {
+	r := &reader{b: b}
+	if len(b) == 0 || b[0] != frameVersion {
+		r.fail()
+		return r
+	}
+	r.b = b[1:]
+	return r
+}
+
+func (e *Events) encode() []byte {
+	size := 64
+	for _, c := range e.Chunks {
+		size += len(c) + 4
+	}
+	w := newFrame(size)
+	w.run(e.Run)
+	w.str(e.Worker)
+	w.uint(e.FirstSeq)
+	w.dur(e.Elapsed)
+	w.int(e.Attempts)
+	w.int(len(e.Chunks))
+	for _, c := range e.Chunks {
+		w.bytes(c)
+	}
+	return w.b
+}
+
+func decodeEvents(jobID string, b []byte) (*Events, error) {
+	r := openFrame(b)
+	e := &Events{JobID: jobID, Run: r.run(), Worker: r.str(), FirstSeq: r.uint(), Elapsed: r.dur(), Attempts: r.int()}
+	e.Chunks = make([][]byte, 0, r.count(1))
+	for range cap(e.Chunks) {
+		e.Chunks = append(e.Chunks, r.bytes())
+	}
+	return e, r.end()
+}
+
+func (e *End) encode() []byte {
+	w := newFrame(256 + len(e.Body))
+	w.run(e.Run)
+	w.str(e.Worker)
+	w.str(e.Provider)
+	w.str(e.Model)
+	w.dur(e.Elapsed)
+	w.dur(e.Upstream)
+	w.int(e.Attempts)
+	w.uint(e.LastSeq)
+	w.usage(e.Usage)
+	w.bool(e.Err != nil)
+	if e.Err != nil {
+		w.err(e.Err)
+	}
+	w.str(e.BodyRef)
+	w.bytes(e.Body)
+	return w.b
+}
+
+func decodeEnd(jobID string, b []byte) (*End, error) {
+	r := openFrame(b)
+	e := &End{JobID: jobID, Run: r.run(), Worker: r.str(), Provider: r.str(), Model: r.str(), Elapsed: r.dur(), Upstream: r.dur(), Attempts: r.int(), LastSeq: r.uint()}
+	e.Usage = r.usage()
+	if r.bool() {
+		e.Err = r.domainErr()
+	}
+	e.BodyRef = r.str()
+	e.Body = r.bytes()
+	return e, r.end()
+}
+
+func (w *writer) usage(u inference.Usage) {
+	w.bool(u.Known)
+	w.bool(u.Estimated)
+	for _, n := range [...]int64{u.PromptTokens, u.CompletionTokens, u.CachedTokens, u.ReasoningTokens} {
+		w.uint(uint64(max(n, 0)))
+	}
+}
+
+func (r *reader) usage() inference.Usage {
+	u := inference.Usage{Known: r.bool(), Estimated: r.bool()}
+	for _, n := range [...]*int64{&u.PromptTokens, &u.CompletionTokens, &u.CachedTokens, &u.ReasoningTokens} {
+		*n = int64(r.uint() & (1<<63 - 1))
+	}
+	return u
+}
+
+func (w *writer) err(e *inference.Error) {
+	w.str(string(e.Code))
+	w.str(e.Message)
+	w.str(e.Param)
+	w.bool(e.Retryable)
+	w.dur(e.RetryAfter)
+	w.int(e.Status)
+	w.bytes(e.Body)
+}
+
+func (r *reader) domainErr() *inference.Error {
+	return &inference.Error{
+		Code: inference.ErrorCode(r.str()), Message: r.str(), Param: r.str(),
+		Retryable: r.bool(), RetryAfter: r.dur(), Status: r.int(), Body: r.bytes(),
+	}
+}
+
+func (c *Claim) encode() []byte {
+	w := newFrame(32)
+	w.run(c.Run)
+	w.str(c.Worker)
+	return w.b
+}
+
+func decodeClaim(jobID string, b []byte) (Claim, error) {
+	r := openFrame(b)
+	c := Claim{JobID: jobID, Run: r.run(), Worker: r.str()}
+	return c, r.end()
+}
+
+func (h *Held) encode() []byte {
+	w := newFrame(32 + len(h.Jobs)*(jobIDLen+4))
+	w.str(h.Worker)
+	w.int(len(h.Jobs))
+	for _, j := range h.Jobs {
+		w.str(j.JobID)
+		w.run(j.Run)
+	}
+	return w.b
+}
+
+func decodeHeld(b []byte) (*Held, error) {
+	r := openFrame(b)
+	h := &Held{Worker: r.str()}
+	h.Jobs = make([]HeldJob, 0, r.count(3))
+	for range cap(h.Jobs) {
+		h.Jobs = append(h.Jobs, HeldJob{JobID: r.str(), Run: r.run()})
+	}
+	return h, r.end()
+}
+
+// encodeIDs frames a list of job ids: those that are settled, or cancelled.
+func encodeIDs(ids []string) []byte {
+	w := newFrame(8 + len(ids)*(jobIDLen+1))
+	w.int(len(ids))
+	for _, id := range ids {
+		w.str(id)
+	}
+	return w.b
+}
+
+func decodeIDs(b []byte) ([]string, error) {
+	r := openFrame(b)
+	ids := make([]string, 0, r.count(1))
+	for range cap(ids) {
+		ids = append(ids, r.str())
+	}
+	return ids, r.end()
+}

@@ -1,0 +1,179 @@
+package queue
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"sluice/internal/inference"
+)
+
+// Headers of a job message. Everything but the body travels in them.
+const (
+	hdrMsgID      = "Nats-Msg-Id" // JetStream's own: a second publish of it within two minutes is dropped
+	hdrJob        = "Sluice-Job"
+	hdrRequest    = "Sluice-Request"
+	hdrEpoch      = "Sluice-Epoch"
+	hdrKind       = "Sluice-Kind"
+	hdrTenant     = "Sluice-Tenant"
+	hdrKey        = "Sluice-Key"
+	hdrModel      = "Sluice-Model"
+	hdrStream     = "Sluice-Stream"
+	hdrCreated    = "Sluice-Created"
+	hdrDeadline   = "Sluice-Deadline"
+	hdrCandidates = "Sluice-Candidates"
+	hdrAttempts   = "Sluice-Attempts"
+	hdrTrace      = "Traceparent"
+	hdrBody       = "Sluice-Body" // name of the blob that holds the body
+)
+
+// The values of hdrStream.
+const (
+	streamPlain     = "chunks"
+	streamWithUsage = "chunks+usage"
+)
+
+// maxCandidates bounds the list in one job.
+const maxCandidates = 64
+
+// jobMessage frames a job for its first candidate's queue. bodyRef names the blob
+// that holds the body, if it does not travel in the message.
+func jobMessage(j *inference.Job, bodyRef string) *nats.Msg {
+	values := make([]string, 0, 16)
+	h := make(nats.Header, 16)
+	set := func(k, v string) {
+		values = append(values, v)
+		h[k] = values[len(values)-1 : len(values) : len(values)]
+	}
+	set(hdrMsgID, j.ID+"."+strconv.Itoa(j.Epoch))
+	set(hdrJob, j.ID)
+	set(hdrRequest, j.RequestID)
+	set(hdrEpoch, strconv.Itoa(j.Epoch))
+	set(hdrKind, string(j.Kind))
+	set(hdrTenant, url.QueryEscape(j.Tenant))
+	set(hdrKey, j.KeyID)
+	set(hdrModel, url.QueryEscape(j.Model))
+	set(hdrCreated, strconv.FormatInt(j.CreatedAt.UnixMilli(), 10))
+	set(hdrDeadline, strconv.FormatInt(j.Deadline.UnixMilli(), 10))
+	set(hdrCandidates, encodeCandidates(j.Candidates))
+	if j.Stream && j.IncludeUsage {
+		set(hdrStream, streamWithUsage)
+	} else if j.Stream {
+		set(hdrStream, streamPlain)
+	}
+	if j.Attempts > 0 {
+		set(hdrAttempts, strconv.Itoa(j.Attempts))
+	}
+	if j.TraceParent != "" {
+		set(hdrTrace, j.TraceParent)
+	}
+	m := &nats.Msg{Subject: jobSubject(j.Candidate().Provider, j.Lane), Header: h, Data: j.Body}
+	if bodyRef != "" {
+		set(hdrBody, bodyRef)
+		m.Data = nil
+	}
+	return m
+}
+
+// parseJob reads a job message. The lane is the subject's last token. The body is
+// not fetched: bodyRef names it when it travels as a blob.
+func parseJob(subject string, h nats.Header, body []byte) (j *inference.Job, bodyRef string, err error) {
+	get := func(k string) string {
+		if v := h[k]; len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	j = &inference.Job{
+		ID: get(hdrJob), RequestID: get(hdrRequest), Kind: inference.Kind(get(hdrKind)), KeyID: get(hdrKey),
+		Lane: inference.Lane(subject[strings.LastIndexByte(subject, '.')+1:]), TraceParent: get(hdrTrace), Body: body,
+	}
+	if !ValidJobID(j.ID) {
+		return nil, "", fmt.Errorf("header %s: not a job id", hdrJob)
+	}
+	if j.Epoch, err = headerInt(hdrEpoch, get(hdrEpoch)); err != nil {
+		return nil, "", err
+	}
+	if j.Attempts, err = headerInt(hdrAttempts, get(hdrAttempts)); err != nil {
+		return nil, "", err
+	}
+	if j.Tenant, err = url.QueryUnescape(get(hdrTenant)); err != nil {
+		return nil, "", fmt.Errorf("header %s: %w", hdrTenant, err)
+	}
+	if j.Model, err = url.QueryUnescape(get(hdrModel)); err != nil {
+		return nil, "", fmt.Errorf("header %s: %w", hdrModel, err)
+	}
+	if j.CreatedAt, err = headerTime(hdrCreated, get(hdrCreated)); err != nil {
+		return nil, "", err
+	}
+	if j.Deadline, err = headerTime(hdrDeadline, get(hdrDeadline)); err != nil {
+		return nil, "", err
+	}
+	if j.Candidates, err = parseCandidates(get(hdrCandidates)); err != nil {
+		return nil, "", err
+	}
+	switch s := get(hdrStream); s {
+	case "":
+	case streamPlain, streamWithUsage:
+		j.Stream, j.IncludeUsage = true, s == streamWithUsage
+	default:
+		return nil, "", fmt.Errorf("header %s: unknown value", hdrStream)
+	}
+	return j, get(hdrBody), nil
+}
+
+func headerInt(name, v string) (int, error) {
+	if v == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(v, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("header %s: not a number", name)
+	}
+	return int(n), nil
+}
+
+func headerTime(name, v string) (time.Time, error) {
+	ms, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("header %s: not a time in milliseconds", name)
+	}
+	return time.UnixMilli(ms), nil
+}
+
+// Candidates are written as "provider/model provider/model", each part escaped, so
+// that neither separator can occur inside one.
+func encodeCandidates(cs []inference.Candidate) string {
+	var b strings.Builder
+	for i, c := range cs {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(url.QueryEscape(c.Provider))
+		b.WriteByte('/')
+		b.WriteString(url.QueryEscape(c.Model))
+	}
+	return b.String()
+}
+
+func parseCandidates(s string) ([]inference.Candidate, error) {
+	parts := strings.Fields(s)
+	if len(parts) == 0 || len(parts) > maxCandidates {
+		return nil, fmt.Errorf("header %s: %d candidates, want 1 to %d", hdrCandidates, len(parts), maxCandidates)
+	}
+	cs := make([]inference.Candidate, 0, len(parts))
+	for _, p := range parts {
+		provider, model, ok := strings.Cut(p, "/")
+		provider, err1 := url.QueryUnescape(provider)
+		model, err2 := url.QueryUnescape(model)
+		if !ok || err1 != nil || err2 != nil || provider == "" {
+			return nil, fmt.Errorf("header %s: malformed", hdrCandidates)
+		}
+		cs = append(cs, inference.Candidate{Provider: provider, Model: model})
+	}
+	return cs, nil
+}

@@ -1,0 +1,57 @@
+package queue
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Presence is what a worker says of itself, every second and when it leaves.
+type Presence struct {
+	Worker    string             `json:"worker"`
+	Leaving   bool               `json:"leaving,omitempty"`
+	Providers []ProviderPresence `json:"providers"`
+}
+
+// ProviderPresence is one provider that a worker serves.
+type ProviderPresence struct {
+	Name        string   `json:"name"`
+	Models      []string `json:"models"` // names or globs
+	MaxQueued   int      `json:"max_queued"`
+	Concurrency int      `json:"concurrency"` // across all workers
+	Slots       int      `json:"slots"`       // of this worker
+	InFlight    int      `json:"in_flight"`   // in this worker
+	Rate        float64  `json:"rate"`        // jobs that this worker ends in a second, of late
+}
+
+// maxPresence bounds what is read from one announcement.
+const maxPresence = 512 << 10
+
+// Announce tells every ingress what the worker serves.
+func (c *Conn) Announce(p Presence) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("announce worker %s: %w", p.Worker, err)
+	}
+	if err := c.nc.Publish(presenceSubject, data); err != nil {
+		return fmt.Errorf("announce worker %s: %w", p.Worker, err)
+	}
+	return nil
+}
+
+// Watch hears what workers announce. fn comes from one goroutine and must not block.
+func (c *Conn) Watch(fn func(Presence)) (*Listener, error) {
+	sub, err := c.subscribe(presenceSubject, func(m *nats.Msg) {
+		var p Presence
+		if len(m.Data) > maxPresence || json.Unmarshal(m.Data, &p) != nil || p.Worker == "" {
+			c.log.Warn("worker announcement dropped", "bytes", len(m.Data))
+			return
+		}
+		fn(p)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Listener{sub: sub}, nil
+}

@@ -1,0 +1,230 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"sluice/internal/inference"
+)
+
+// pullExpiry is how long the server keeps a request for jobs open. A puller that
+// hears nothing for somewhat longer asks anew.
+const pullExpiry = 20 * time.Second
+
+// Puller takes jobs of one provider off the queue, never more than there are free
+// slots for, so that no job waits in a busy worker while another one idles. It keeps
+// one request open for all free slots together.
+type Puller struct {
+	conn     *Conn
+	provider string
+	next     string // where the server takes requests for jobs
+	take     func(*Delivery)
+	lost     func() // the consumer is gone: somebody must make it again
+
+	mu        sync.Mutex
+	sub       *nats.Subscription
+	free      int // slots that no job occupies
+	requested int // jobs asked for and not yet delivered
+	lastHeard time.Time
+	stopped   bool
+}
+
+// NewPuller starts taking jobs of the lane for slots slots. take is called from one
+// goroutine and must not block; each job occupies a slot until Free is called. lost
+// is called when the server has no consumer to take jobs from.
+func (c *Conn) NewPuller(provider string, lane inference.Lane, slots int, take func(*Delivery), lost func()) (*Puller, error) {
+	p := &Puller{
+		conn: c, provider: provider, take: take, lost: lost, free: slots, lastHeard: time.Now(),
+		next: "$JS.API.CONSUMER.MSG.NEXT." + jobStream(provider) + "." + string(lane),
+	}
+	sub, err := c.subscribe(nats.NewInbox(), p.heard)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sub = sub
+	p.ask()
+	return p, nil
+}
+
+// Run asks anew when the server has been silent for too long, until ctx ends.
+func (p *Puller) Run(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			p.mu.Lock()
+			if p.requested > 0 && time.Since(p.lastHeard) > pullExpiry+5*time.Second {
+				p.requested = 0
+			}
+			p.ask()
+			p.mu.Unlock()
+		}
+	}
+}
+
+// Free gives a slot back and asks for the next job.
+func (p *Puller) Free() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free++
+	p.ask()
+}
+
+// Reset forgets what was asked for: the connection was lost, and the requests with it.
+func (p *Puller) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.requested = 0
+	p.ask()
+}
+
+// Stop takes no more jobs. Those that are on their way go back to the queue at once.
+func (p *Puller) Stop() {
+	p.mu.Lock()
+	p.stopped = true
+	sub := p.sub
+	p.mu.Unlock()
+	_ = sub.Drain() // hears what is buffered, then unsubscribes; the server forgets the open requests
+}
+
+// ask requests as many jobs as there are free slots not yet asked for. The caller
+// holds mu.
+func (p *Puller) ask() {
+	n := p.free - p.requested
+	if p.stopped || n <= 0 || p.sub == nil || !p.conn.nc.IsConnected() {
+		return
+	}
+	req := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, pullExpiry.Nanoseconds())
+	if err := p.conn.nc.PublishRequest(p.next, p.sub.Subject, req); err != nil {
+		p.conn.log.Warn("request for jobs not sent", "provider", p.provider, "error", err)
+		return
+	}
+	p.requested += n
+	p.lastHeard = time.Now()
+}
+
+func (p *Puller) heard(m *nats.Msg) {
+	if m.Reply == "" {
+		p.status(m)
+		return
+	}
+	p.mu.Lock()
+	p.lastHeard = time.Now()
+	p.requested = max(p.requested-1, 0)
+	// A request thought lost may still be served; what no slot is free for goes back.
+	refuse := p.stopped || p.free == 0
+	if !refuse {
+		p.free--
+	}
+	p.mu.Unlock()
+
+	d := newDelivery(p.conn, m)
+	if refuse {
+		d.Nak(0)
+		return
+	}
+	p.take(d)
+}
+
+// status reads what the server says of a request that will bring no more jobs.
+func (p *Puller) status(m *nats.Msg) {
+	status := m.Header.Get("Status")
+	if status == "100" { // a heartbeat
+		return
+	}
+	p.mu.Lock()
+	left := p.requested
+	if v := m.Header.Get("Nats-Pending-Messages"); v != "" {
+		if n, err := headerInt("Nats-Pending-Messages", v); err == nil {
+			left = n
+		}
+	}
+	p.requested = max(p.requested-left, 0)
+	p.lastHeard = time.Now()
+	expired := status == "408"
+	if expired {
+		p.ask()
+	}
+	stopped := p.stopped
+	p.mu.Unlock()
+	if !expired && !stopped && p.lost != nil {
+		p.lost() // 404, 409 and 503: deleted, moved, not there; Run asks again in a second
+	}
+}
+
+// Delivery is one job in a worker's hands. Exactly one of Ack, Nak and Term ends it;
+// until then Progress keeps it from being given to another worker.
+type Delivery struct {
+	conn *Conn
+	msg  *nats.Msg
+
+	// Delivery counts how often JetStream has handed the message out: 1 for the first
+	// time.
+	Delivery int
+}
+
+func newDelivery(c *Conn, m *nats.Msg) *Delivery {
+	d := &Delivery{conn: c, msg: m, Delivery: 1}
+	if md, err := m.Metadata(); err == nil {
+		d.Delivery = int(md.NumDelivered)
+	}
+	return d
+}
+
+// Job reads the message. bodyRef names the blob that holds the body, if it did not
+// travel along.
+func (d *Delivery) Job() (j *inference.Job, bodyRef string, err error) {
+	return parseJob(d.msg.Subject, d.msg.Header, d.msg.Data)
+}
+
+// Ack removes the job from the queue: its end is settled.
+func (d *Delivery) Ack() { d.say("+ACK") }
+
+// Nak puts the job back, to be handed out again after delay.
+func (d *Delivery) Nak(delay time.Duration) {
+	if delay <= 0 {
+		d.say("-NAK")
+		return
+	}
+	d.say(fmt.Sprintf(`-NAK {"delay":%d}`, delay.Nanoseconds()))
+}
+
+// Progress says that the job is still worked on.
+func (d *Delivery) Progress() { d.say("+WPI") }
+
+// Bury keeps a copy of the job among the dead letters, with the reason, and removes
+// it from the queue. If the copy cannot be kept, the job stays queued.
+func (d *Delivery) Bury(ctx context.Context, provider, reason string) error {
+	m := nats.NewMsg(deadSubject(provider))
+	for k, v := range d.msg.Header {
+		if k != hdrMsgID {
+			m.Header[k] = v
+		}
+	}
+	m.Header.Set("Sluice-Reason", reason)
+	m.Header.Set("Sluice-Deliveries", fmt.Sprint(d.Delivery))
+	m.Data = d.msg.Data
+	if _, err := d.conn.js.PublishMsg(ctx, m); err != nil {
+		d.Nak(5 * time.Second)
+		return fmt.Errorf("bury job: %w", err)
+	}
+	d.say("+TERM")
+	return nil
+}
+
+// say is not confirmed: a word that gets lost means that the job is handed out once
+// more, and the claim before that run finds it done.
+func (d *Delivery) say(word string) {
+	if err := d.conn.nc.Publish(d.msg.Reply, []byte(word)); err != nil {
+		d.conn.log.Warn("word on a job not sent", "word", word, "error", err)
+	}
+}

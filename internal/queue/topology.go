@@ -1,0 +1,224 @@
+package queue
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"sluice/internal/inference"
+)
+
+// Names of streams, consumers and buckets. Subjects are built by the functions
+// below and nowhere else.
+const (
+	eventsStream   = "SLUICE_EVENTS"
+	usageStream    = "SLUICE_USAGE"
+	deadStream     = "SLUICE_DEAD"
+	blobBucket     = "SLUICE_BLOBS"
+	jobStreamStart = "SLUICE_JOB_"
+	ledgerConsumer = "ledger"
+
+	usageSubject    = "usage.records"
+	presenceSubject = "ctl.presence"
+)
+
+func jobStream(provider string) string { return jobStreamStart + provider }
+
+func jobSubject(provider string, lane inference.Lane) string {
+	return "job." + provider + "." + string(lane)
+}
+
+func eventsSubject(jobID string) string { return "evt." + IngressOf(jobID) + "." + jobID }
+
+func deadSubject(provider string) string { return "dead." + provider }
+
+func cancelSubject(provider string) string { return "ctl.cancel." + provider }
+
+func workerInbox(worker string) string { return "wrk." + worker }
+
+// What reaches an ingress arrives at rep.<ingress>.<what>.<job>; one wildcard
+// subscription hears all of it.
+const (
+	whatEvents    = "evt"
+	whatEnd       = "end"
+	whatClaim     = "claim"
+	whatAttach    = "attach"
+	whatPublished = "pub"
+	whatBeat      = "beat"
+)
+
+func replySubject(what, jobID string) string {
+	return "rep." + IngressOf(jobID) + "." + what + "." + jobID
+}
+
+func beatSubject(ingress string) string { return "rep." + ingress + "." + whatBeat + ".all" }
+
+// An ingress id is 8 characters, a job id begins with its ingress's and is 26 long:
+// ingress, time in milliseconds, randomness. Both are lower-case base32, so they
+// are safe in subjects, headers and paths, and an answer finds its way by the
+// job's id alone.
+const (
+	ingressIDLen = 8
+	jobIDLen     = ingressIDLen + 10 + 8
+)
+
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// NewProcessID returns a fresh id for an ingress or a worker.
+func NewProcessID() string {
+	var b [5]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
+	return idEncoding.EncodeToString(b[:])
+}
+
+// NewJobID returns a fresh job id of the given ingress.
+func NewJobID(ingress string, now time.Time) string {
+	var b [6 + 5]byte
+	var ms [8]byte
+	binary.BigEndian.PutUint64(ms[:], uint64(now.UnixMilli()))
+	copy(b[:6], ms[2:])
+	_, _ = rand.Read(b[6:])
+	return ingress + idEncoding.EncodeToString(b[:6]) + idEncoding.EncodeToString(b[6:])
+}
+
+// ValidJobID reports whether id has the form of a job id.
+func ValidJobID(id string) bool {
+	if len(id) != jobIDLen {
+		return false
+	}
+	for i := range len(id) {
+		c := id[i]
+		if (c < 'a' || c > 'z') && (c < '2' || c > '7') {
+			return false
+		}
+	}
+	return true
+}
+
+// IngressOf returns the id of the ingress that accepted the job.
+func IngressOf(jobID string) string {
+	if len(jobID) < ingressIDLen {
+		return jobID
+	}
+	return jobID[:ingressIDLen]
+}
+
+// jobIDTime returns when the job was accepted, as its id tells.
+func jobIDTime(id string) (time.Time, error) {
+	if !ValidJobID(id) {
+		return time.Time{}, fmt.Errorf("job id %q: malformed", id)
+	}
+	raw, err := idEncoding.DecodeString(id[ingressIDLen : ingressIDLen+10])
+	if err != nil {
+		return time.Time{}, fmt.Errorf("job id %q: %w", id, err)
+	}
+	var ms [8]byte
+	copy(ms[2:], raw)
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(ms[:]))), nil
+}
+
+// Limits bounds what the queue holds.
+type Limits struct {
+	Storage       string // "memory" or "file", for the interactive lane
+	Replicas      int
+	AckWait       time.Duration // silence about a held job after which another worker gets it
+	EventsBytes   int64
+	EventsAge     time.Duration
+	BlobsBytes    int64
+	BlobsAge      time.Duration // backstop for bodies whose owner died; longer than any deadline
+	UsageBytes    int64
+	DeadLetterAge time.Duration
+}
+
+func (l Limits) storage() jetstream.StorageType {
+	if l.Storage == "file" {
+		return jetstream.FileStorage
+	}
+	return jetstream.MemoryStorage
+}
+
+func (l Limits) jobs(provider string, maxQueued int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        jobStream(provider),
+		Description: "Jobs of " + provider + " that are waiting or running, interactive lane.",
+		Subjects:    []string{jobSubject(provider, inference.LaneInteractive)},
+		Retention:   jetstream.WorkQueuePolicy,
+		Storage:     l.storage(),
+		Replicas:    l.Replicas,
+		Discard:     jetstream.DiscardNew,
+		MaxMsgs:     int64(maxQueued),
+		Duplicates:  2 * time.Minute,
+	}
+}
+
+func (l Limits) interactive(provider string, concurrency int) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:       string(inference.LaneInteractive),
+		FilterSubject: jobSubject(provider, inference.LaneInteractive),
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       l.AckWait,
+		MaxAckPending: concurrency, // what bounds the provider's calls across all its workers
+		MaxWaiting:    4096,
+		MemoryStorage: l.storage() == jetstream.MemoryStorage,
+	}
+}
+
+func (l Limits) events() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        eventsStream,
+		Description: "Events of streamed answers, kept for replay.",
+		Subjects:    []string{"evt.*.*"},
+		Storage:     jetstream.MemoryStorage,
+		Replicas:    l.Replicas,
+		Discard:     jetstream.DiscardOld,
+		MaxBytes:    l.EventsBytes,
+		MaxAge:      l.EventsAge,
+		AllowDirect: true,
+		Duplicates:  min(2*time.Minute, l.EventsAge),
+	}
+}
+
+func (l Limits) usage() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        usageStream,
+		Description: "Usage records on their way to the database.",
+		Subjects:    []string{usageSubject},
+		Retention:   jetstream.WorkQueuePolicy,
+		Storage:     jetstream.FileStorage,
+		Replicas:    l.Replicas,
+		Discard:     jetstream.DiscardNew, // a full ledger stops the workers rather than forget what was used
+		MaxBytes:    l.UsageBytes,
+	}
+}
+
+func (l Limits) ledger() jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:       ledgerConsumer,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       30 * time.Second,
+		MaxAckPending: 10_000,
+	}
+}
+
+func (l Limits) dead() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        deadStream,
+		Description: "Jobs that no worker could understand or finish, with the reason.",
+		Subjects:    []string{"dead.*"},
+		Storage:     jetstream.FileStorage,
+		Replicas:    l.Replicas,
+		Discard:     jetstream.DiscardOld,
+		MaxBytes:    256 << 20,
+		MaxAge:      l.DeadLetterAge,
+	}
+}
+
+// providerOfStream returns the provider whose job stream has this name.
+func providerOfStream(name string) (string, bool) {
+	return strings.CutPrefix(name, jobStreamStart)
+}
