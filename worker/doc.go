@@ -1,0 +1,13 @@
+// Package worker takes jobs of its providers off the queue, makes the calls and
+// sends back what comes of them.
+//
+// A worker is stateless and reaches outwards only: to NATS and to its providers. It
+// never touches a database or a client. One job's way through the package:
+//
+//	pool.go     a provider's slots: take a delivery, judge whether to run it
+//	execute.go  call the provider, with retries, and pass its chunks on
+//	settle.go   hand over the end and acknowledge the job once it is accounted for
+//
+// A job is acknowledged only after its ingress has the answer and the usage stream
+// its record. Whatever happens before that, another worker gets the job.
+package worker

@@ -1,0 +1,144 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+	"sluice/providers"
+)
+
+// execution is one run of a job: the calls of the provider and what they bring.
+type execution struct {
+	pool    *pool
+	job     *inference.Job
+	bodyRef string
+	held    *held
+
+	recorder *queue.Recorder // of a streamed answer
+	seq      uint64          // chunks sent so far
+	tries    int             // calls made in this run
+}
+
+// run makes the call, again where that may help, and returns how it ended. The end
+// is complete but for the body's place.
+func (x *execution) run(ctx context.Context) *queue.End {
+	p := x.pool
+	p.metrics.inFlight.Set(float64(p.inFlight.Add(1)))
+	defer func() { p.metrics.inFlight.Set(float64(p.inFlight.Add(-1))) }()
+	ctx, cancel := context.WithDeadline(ctx, x.job.Deadline)
+	defer cancel()
+	if x.job.Stream {
+		x.recorder = p.worker.conn.NewRecorder(x.job, x.held.run, 1)
+	}
+
+	end := &queue.End{JobID: x.job.ID, Run: x.held.run, Worker: p.worker.opt.ID, Provider: p.member.Name}
+	err := x.prepare(ctx)
+	if err == nil {
+		err = x.callWithRetries(ctx, end)
+	}
+	if err != nil {
+		end.Err = x.domainError(ctx, err)
+	}
+	end.Attempts = x.job.Attempts + x.tries
+	end.LastSeq = x.seq
+	end.Elapsed = time.Since(x.held.since)
+	p.metrics.calls(end)
+	return end
+}
+
+// prepare fetches a body that travelled as a blob.
+func (x *execution) prepare(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	body, err := x.pool.worker.answer.Body(ctx, x.job, x.bodyRef, x.pool.member.MaxBody)
+	if err != nil {
+		return &inference.Error{Code: inference.CodeInternal, Message: "The request's body was lost in the queue.", Err: err}
+	}
+	x.job.Body = body
+	return nil
+}
+
+func (x *execution) callWithRetries(ctx context.Context, end *queue.End) error {
+	for {
+		x.tries++
+		started := time.Now()
+		err := x.call(ctx, end)
+		spent := time.Since(started)
+		end.Upstream += spent
+		x.pool.metrics.upstream.Observe(spent.Seconds())
+		if err == nil {
+			return nil
+		}
+		wait, again := retryAfter(retryState{
+			err: inference.AsError(err), tries: x.tries, maxRetries: x.pool.member.MaxRetries,
+			started: x.seq > 0, left: time.Until(x.job.Deadline),
+		})
+		if !again || ctx.Err() != nil {
+			return err
+		}
+		x.pool.metrics.retries.Inc()
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+	}
+}
+
+// call makes one call of the provider.
+func (x *execution) call(ctx context.Context, end *queue.End) error {
+	call := providers.Call{
+		Kind: x.job.Kind, Model: x.job.Candidate().Model, Body: x.job.Body, RequestID: x.job.RequestID,
+		IncludeUsage: x.job.IncludeUsage, TraceParent: x.job.TraceParent,
+	}
+	if x.job.Stream {
+		sum, err := x.pool.member.Provider.StreamGenerate(ctx, call, x.emit)
+		end.Model, end.Usage = sum.Model, sum.Usage
+		return err
+	}
+	resp, err := x.pool.member.Provider.Generate(ctx, call)
+	if err != nil {
+		return err
+	}
+	end.Model, end.Usage, end.Body = resp.Model, resp.Usage, resp.Body
+	return nil
+}
+
+// emit passes chunks on as they come and keeps them for replay.
+func (x *execution) emit(chunks [][]byte) error {
+	if len(chunks) == 0 {
+		return nil
+	}
+	err := x.pool.worker.answer.Events(&queue.Events{
+		JobID: x.job.ID, Run: x.held.run, Worker: x.pool.worker.opt.ID, FirstSeq: x.seq + 1,
+		Elapsed: time.Since(x.held.since), Attempts: x.job.Attempts + x.tries, Chunks: chunks,
+	})
+	if err != nil {
+		return err
+	}
+	x.recorder.Add(chunks)
+	x.seq += uint64(len(chunks))
+	return nil
+}
+
+// domainError says why the run ended: the context's end comes before whatever error
+// the provider made of it.
+func (x *execution) domainError(ctx context.Context, err error) *inference.Error {
+	cause := context.Cause(ctx)
+	switch {
+	case cause == nil:
+		return inference.AsError(err)
+	case errors.Is(cause, context.DeadlineExceeded):
+		return &inference.Error{Code: inference.CodeDeadlineExceeded, Message: "The request's deadline passed before it was answered.", Err: err}
+	case errors.Is(cause, errStopping):
+		return &inference.Error{Code: inference.CodeWorkerLost, Message: "The worker was stopped while it answered.", Retryable: true, Err: cause}
+	default:
+		return inference.AsError(cause)
+	}
+}

@@ -1,0 +1,144 @@
+package worker
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+// errCancelled is why a run's context ends when nobody wants the job any more.
+var errCancelled = inference.Errorf(inference.CodeCancelled, "The request was cancelled.")
+
+// held is one job in the worker's hands, from its delivery to its acknowledgement.
+type held struct {
+	jobID    string
+	run      queue.Run
+	delivery *queue.Delivery
+	since    time.Time
+	cancel   context.CancelCauseFunc
+	settled  chan struct{} // closed when the ingress has taken the end
+	told     bool          // the ingress has been told that it is held here
+}
+
+// holdings are the jobs that a worker holds, and the ones cancelled of late: a
+// cancellation may overtake the job that it means.
+type holdings struct {
+	mu        sync.Mutex
+	jobs      map[string]*held
+	cancelled [2]map[string]struct{} // this half minute's, and the one's before
+	turned    time.Time
+}
+
+const (
+	cancelledKept = 30 * time.Second
+	cancelledMost = 100_000
+)
+
+func newHoldings() *holdings {
+	return &holdings{
+		jobs:      make(map[string]*held),
+		cancelled: [2]map[string]struct{}{make(map[string]struct{}), make(map[string]struct{})},
+		turned:    time.Now(),
+	}
+}
+
+// add takes a job into the worker's hands. It returns false when the worker holds
+// the job already.
+func (h *holdings) add(j *held) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.jobs[j.jobID]; ok {
+		return false
+	}
+	h.jobs[j.jobID] = j
+	if h.wasCancelled(j.jobID) {
+		j.cancel(errCancelled)
+	}
+	return true
+}
+
+func (h *holdings) wasCancelled(id string) bool {
+	_, now := h.cancelled[0][id]
+	_, before := h.cancelled[1][id]
+	return now || before
+}
+
+func (h *holdings) remove(jobID string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.jobs, jobID)
+}
+
+func (h *holdings) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.jobs)
+}
+
+// list returns what is held: all of it, or only what was not yet listed.
+func (h *holdings) list(all bool) []queue.HeldJob {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var jobs []queue.HeldJob
+	for _, j := range h.jobs {
+		if all || !j.told {
+			j.told = true
+			jobs = append(jobs, queue.HeldJob{JobID: j.jobID, Run: j.run})
+		}
+	}
+	return jobs
+}
+
+// progress keeps the held jobs from being given to another worker.
+func (h *holdings) progress() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, j := range h.jobs {
+		j.delivery.Progress()
+	}
+}
+
+// Settled implements queue.Word.
+func (h *holdings) Settled(jobIDs []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range jobIDs {
+		j, ok := h.jobs[id]
+		if !ok {
+			continue
+		}
+		select {
+		case <-j.settled:
+		default:
+			close(j.settled)
+		}
+	}
+}
+
+// Cancelled implements queue.Word.
+func (h *holdings) Cancelled(jobIDs []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range jobIDs {
+		if len(h.cancelled[0]) < cancelledMost {
+			h.cancelled[0][id] = struct{}{}
+		}
+		if j, ok := h.jobs[id]; ok {
+			j.cancel(errCancelled)
+		}
+	}
+}
+
+// forget lets go of old cancellations.
+func (h *holdings) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.turned) < cancelledKept {
+		return
+	}
+	h.cancelled[0], h.cancelled[1] = make(map[string]struct{}), h.cancelled[0]
+	h.turned = time.Now()
+}

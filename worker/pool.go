@@ -1,0 +1,247 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+// pool serves one provider with a fixed number of slots.
+type pool struct {
+	worker  *Worker
+	member  Member
+	metrics *providerMetrics
+	work    context.Context // ends when jobs in hand must be given up
+
+	jobs     sync.WaitGroup
+	inFlight atomic.Int64
+	ended    atomic.Int64
+	models   atomic.Pointer[[]string]
+
+	mu      sync.Mutex
+	puller  *queue.Puller
+	stopped bool
+	rate    rate
+}
+
+// start begins to take jobs, or asks for them again after the server forgot.
+func (p *pool) start(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped || ctx.Err() != nil {
+		return nil
+	}
+	if p.puller != nil {
+		p.puller.Reset()
+		return nil
+	}
+	puller, err := p.worker.conn.NewPuller(p.member.Name, inference.LaneInteractive, p.member.Slots, p.take, p.worker.needRebuild)
+	if err != nil {
+		return err
+	}
+	p.puller = puller
+	p.jobs.Go(func() { puller.Run(ctx) })
+	return nil
+}
+
+func (p *pool) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	if p.puller != nil {
+		p.puller.Stop()
+	}
+}
+
+func (p *pool) started() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.puller != nil && !p.stopped
+}
+
+func (p *pool) presence() queue.ProviderPresence {
+	p.mu.Lock()
+	perSecond := p.rate.of(p.ended.Load(), time.Now())
+	p.mu.Unlock()
+	pp := queue.ProviderPresence{
+		Name: p.member.Name, MaxQueued: p.member.MaxQueued, Concurrency: p.member.Concurrency,
+		Slots: p.member.Slots, InFlight: int(p.inFlight.Load()), Rate: perSecond,
+	}
+	if m := p.models.Load(); m != nil {
+		pp.Models = *m
+	}
+	return pp
+}
+
+// Models are asked for again now and then: an upstream may have been given new ones.
+const (
+	modelsRefresh = time.Minute
+	modelsRetry   = 5 * time.Second
+)
+
+func (p *pool) watchModels(ctx context.Context) {
+	for {
+		wait := modelsRefresh
+		caps, err := p.member.Provider.Capabilities(ctx)
+		if err != nil {
+			wait = modelsRetry
+			p.worker.log.Warn("models of provider not known", "provider", p.member.Name, "error", err)
+		} else {
+			p.models.Store(&caps.Models)
+			p.worker.announce(false)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// rate turns a count that only grows into a moving average of its growth.
+type rate struct {
+	count int64
+	at    time.Time
+	avg   float64
+}
+
+const rateWeight = 0.3 // of the newest second
+
+func (r *rate) of(count int64, now time.Time) float64 {
+	seconds := now.Sub(r.at).Seconds()
+	if r.at.IsZero() || seconds < 0.5 {
+		if r.at.IsZero() {
+			r.count, r.at = count, now
+		}
+		return r.avg
+	}
+	latest := float64(count-r.count) / seconds
+	if r.avg == 0 {
+		r.avg = latest
+	} else {
+		r.avg += rateWeight * (latest - r.avg)
+	}
+	r.count, r.at = count, now
+	return r.avg
+}
+
+// take gives a delivery a goroutine; the puller's slots bound how many there are.
+func (p *pool) take(d *queue.Delivery) {
+	p.jobs.Go(func() {
+		released := false
+		release := func() {
+			if !released {
+				released = true
+				p.puller.Free()
+			}
+		}
+		defer release()
+		p.handle(d, release)
+	})
+}
+
+// handle judges the delivery and runs it. release frees the slot as soon as the
+// provider is done with the call, before the end is settled.
+func (p *pool) handle(d *queue.Delivery, release func()) {
+	job, bodyRef, err := d.Job()
+	if err != nil {
+		p.worker.log.Error("job cannot be read; kept among the dead letters", "provider", p.member.Name, "error", err)
+		p.bury(d, err.Error())
+		return
+	}
+	ctx, cancel := context.WithCancelCause(p.work)
+	defer cancel(nil)
+	h := &held{
+		jobID: job.ID, run: queue.Run{Epoch: job.Epoch, Delivery: d.Delivery}, delivery: d, since: time.Now(),
+		cancel: cancel, settled: make(chan struct{}),
+	}
+	if !p.worker.hold.add(h) {
+		d.Nak(time.Second) // this worker is still at it; the server was impatient
+		return
+	}
+	defer p.worker.hold.remove(job.ID)
+	if d.Delivery > 1 && !p.mayRunAgain(ctx, job, h) {
+		return
+	}
+	r := &execution{pool: p, job: job, bodyRef: bodyRef, held: h}
+	end := r.run(ctx)
+	p.ended.Add(1)
+	release()
+	p.settle(r, end)
+}
+
+// maxOrphanDeliveries bounds how often a job is tried whose ingress is gone and
+// cannot judge.
+const maxOrphanDeliveries = 5
+
+// mayRunAgain asks the job's ingress whether a job that was handed out before is
+// still wanted, and disposes of it if not.
+func (p *pool) mayRunAgain(ctx context.Context, job *inference.Job, h *held) bool {
+	p.metrics.redeliveries.Inc()
+	verdict, err := p.worker.answer.Claim(ctx, queue.Claim{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID})
+	switch {
+	case errors.Is(err, queue.ErrNoIngress):
+		return p.mayRunOrphan(ctx, job, h)
+	case err != nil:
+		p.worker.log.Warn("claim not judged", "job_id", job.ID, "error", err)
+		h.delivery.Nak(time.Second)
+		return false
+	}
+	switch verdict {
+	case queue.VerdictRun:
+		return true
+	case queue.VerdictDrop:
+		h.delivery.Ack()
+	default:
+		h.delivery.Nak(time.Second)
+	}
+	return false
+}
+
+// mayRunOrphan decides about a job whose ingress does not answer. The ingress may
+// only be cut off, so the job waits for it a few times. After that a plain call has
+// nobody to take its answer; a streamed one may still be read through another
+// ingress, unless its answer had begun: then it ends with an error, for its
+// continuation would be another text.
+func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, h *held) bool {
+	if h.run.Delivery < maxOrphanDeliveries {
+		h.delivery.Nak(time.Second)
+		return false
+	}
+	lost := inference.Errorf(inference.CodeWorkerLost, "The worker was lost while it answered.")
+	end := &queue.End{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID, Provider: p.member.Name, Attempts: job.Attempts + 1, Err: lost}
+	if job.Stream {
+		blocks, err := p.worker.conn.NewKeptReader(job.ID).Next(ctx)
+		if err != nil {
+			h.delivery.Nak(time.Second)
+			return false
+		}
+		if len(blocks) == 0 && h.run.Delivery < 2*maxOrphanDeliveries {
+			return true
+		}
+		if len(blocks) > 0 && blocks[len(blocks)-1].End == nil {
+			h.run = blocks[len(blocks)-1].Run
+			last := blocks[len(blocks)-1]
+			end.Run, end.LastSeq = last.Run, last.FirstSeq+uint64(len(last.Chunks))-1
+			r := p.worker.conn.NewRecorder(job, last.Run, end.LastSeq+1)
+			if err := r.Finish(ctx, end); err != nil {
+				p.worker.log.Warn("end of a lost stream not kept", "job_id", job.ID, "error", err)
+			}
+		}
+	}
+	p.abandon(&execution{pool: p, job: job, held: h}, end)
+	return false
+}
+
+func (p *pool) bury(d *queue.Delivery, reason string) {
+	ctx, cancel := context.WithTimeout(p.work, 5*time.Second)
+	defer cancel()
+	if err := d.Bury(ctx, p.member.Name, reason); err != nil {
+		p.worker.log.Error("dead letter not kept; the job stays queued", "provider", p.member.Name, "error", err)
+	}
+}

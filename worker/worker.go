@@ -1,0 +1,247 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"sluice/internal/queue"
+	"sluice/providers"
+)
+
+// Member is one provider that a worker serves.
+type Member struct {
+	Name        string
+	Provider    providers.Provider
+	Slots       int   // calls at once in this worker
+	Concurrency int   // calls at once across all workers of the provider
+	MaxQueued   int   // bound of the provider's queue
+	MaxRetries  int   // further tries of a call that failed in a way that may pass
+	MaxBody     int64 // largest request body, bytes
+}
+
+// Options are what a worker is made of.
+type Options struct {
+	ID           string
+	Conn         *queue.Conn
+	Members      []Member
+	AckWait      time.Duration // the queue's: progress is reported three times in it
+	DrainTimeout time.Duration // how long work in hand may take after the stop
+	Metrics      *Metrics
+	Logger       *slog.Logger
+}
+
+// Worker runs one pool for each of its providers.
+type Worker struct {
+	opt    Options
+	conn   *queue.Conn
+	log    *slog.Logger
+	answer *queue.Answerer
+	hold   *holdings
+	pools  []*pool
+
+	ready     chan struct{} // closed when jobs are taken for the first time
+	readyOnce sync.Once
+	rebuild   chan struct{} // the server has to be given its streams again
+}
+
+// New returns a worker that has not yet taken anything.
+func New(o Options) *Worker {
+	w := &Worker{
+		opt: o, conn: o.Conn, log: o.Logger.With("worker", o.ID), hold: newHoldings(),
+		ready: make(chan struct{}), rebuild: make(chan struct{}, 1),
+	}
+	for _, m := range o.Members {
+		w.pools = append(w.pools, &pool{worker: w, member: m, metrics: o.Metrics.provider(m.Name)})
+	}
+	return w
+}
+
+// Ready is closed once the worker takes jobs.
+func (w *Worker) Ready() <-chan struct{} { return w.ready }
+
+// A worker tells every second what it serves and all that it holds, and of a job
+// that is new in its hands sooner, so that hardly a call is lost with a worker
+// without anybody knowing that it was made.
+const (
+	beat      = time.Second
+	firstBeat = 100 * time.Millisecond
+)
+
+// Run serves until ctx ends, then finishes what it has in hand. It returns an error
+// only if it could not begin.
+func (w *Worker) Run(ctx context.Context) error {
+	names := make([]string, 0, len(w.pools))
+	for _, p := range w.pools {
+		names = append(names, p.member.Name)
+	}
+	var err error
+	if w.answer, err = w.conn.NewAnswerer(w.opt.ID, names, w.hold); err != nil {
+		return fmt.Errorf("start worker: %w", err)
+	}
+	defer w.answer.Close()
+	w.conn.OnReconnect(w.needRebuild)
+	w.needRebuild()
+
+	// work outlives ctx: it ends when the drain is over or out of time.
+	work, abort := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer abort(nil)
+	for _, p := range w.pools {
+		p.work = work
+	}
+
+	var loops sync.WaitGroup
+	beats, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
+	defer loops.Wait()
+	defer stopBeats()
+	loops.Go(func() { w.keepStreams(ctx) })
+	loops.Go(func() { w.keepBeating(beats) })
+	for _, p := range w.pools {
+		loops.Go(func() { p.watchModels(ctx) })
+	}
+
+	<-ctx.Done()
+	w.drain(abort)
+	return nil
+}
+
+// errStopping is why a job is given up when a drain runs out of time.
+var errStopping = errors.New("worker is stopping")
+
+// drain takes no more jobs and waits for those in hand.
+func (w *Worker) drain(abort context.CancelCauseFunc) {
+	var jobs sync.WaitGroup
+	for _, p := range w.pools {
+		p.stop()
+		jobs.Go(p.jobs.Wait)
+	}
+	w.announce(true)
+	done := make(chan struct{})
+	go func() {
+		jobs.Wait()
+		close(done)
+	}()
+	limit := time.NewTimer(w.opt.DrainTimeout)
+	defer limit.Stop()
+	select {
+	case <-done:
+	case <-limit.C:
+		w.log.Warn("drain ran out of time; jobs in hand go back to the queue", "jobs", w.hold.count())
+		abort(errStopping)
+		<-done
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := w.conn.Flush(ctx); err != nil {
+		w.log.Warn("last words not sent", "error", err)
+	}
+}
+
+// keepStreams makes sure that the server has the worker's streams and consumers: at
+// the start, after each reconnect (a server with memory storage forgets them), and
+// when a pull finds none.
+func (w *Worker) keepStreams(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.rebuild:
+		}
+		for ctx.Err() == nil {
+			err := w.ensure(ctx)
+			if err == nil {
+				break
+			}
+			w.log.Warn("queue is not ready", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (w *Worker) ensure(ctx context.Context) error {
+	if err := w.conn.EnsureShared(ctx); err != nil {
+		return err
+	}
+	for _, p := range w.pools {
+		if _, err := w.conn.EnsureQueue(ctx, p.member.Name, p.member.MaxQueued); err != nil {
+			return err
+		}
+		if err := w.conn.EnsureConsumer(ctx, p.member.Name, p.member.Concurrency); err != nil {
+			return err
+		}
+		if err := p.start(ctx); err != nil {
+			return err
+		}
+	}
+	w.announce(false)
+	w.readyOnce.Do(func() { close(w.ready) })
+	return nil
+}
+
+func (w *Worker) needRebuild() {
+	select {
+	case w.rebuild <- struct{}{}:
+	default:
+	}
+}
+
+func (w *Worker) keepBeating(ctx context.Context) {
+	tick := time.NewTicker(firstBeat)
+	defer tick.Stop()
+	const full = int(beat / firstBeat)
+	progress := full * max(1, int(w.opt.AckWait/(3*beat)))
+	for n := 1; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := w.answer.Hold(w.hold.list(n%full == 0)); err != nil {
+			w.log.Warn("beat not sent", "error", err)
+		}
+		if n%full == 0 {
+			w.announce(false)
+			w.hold.forget()
+		}
+		if n%progress == 0 {
+			w.hold.progress()
+		}
+	}
+}
+
+func (w *Worker) announce(leaving bool) {
+	p := queue.Presence{Worker: w.opt.ID, Leaving: leaving}
+	for _, pl := range w.pools {
+		if pl.started() {
+			p.Providers = append(p.Providers, pl.presence())
+		}
+	}
+	if len(p.Providers) == 0 && !leaving {
+		return
+	}
+	if err := w.conn.Announce(p); err != nil {
+		w.log.Warn("announcement not sent", "error", err)
+	}
+}
+
+// Serves returns the providers that this worker takes jobs of at the moment.
+func (w *Worker) Serves() []string {
+	var names []string
+	for _, p := range w.pools {
+		if p.started() {
+			names = append(names, p.member.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Connected reports whether the queue is reachable at this moment.
+func (w *Worker) Connected() bool { return w.conn.Connected() }
