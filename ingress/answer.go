@@ -1,0 +1,80 @@
+package ingress
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+// plainAnswer waits for the whole answer and writes it.
+func (s *Ingress) plainAnswer(w http.ResponseWriter, r *http.Request, f *flight, arrived time.Time) {
+	published := time.Now()
+	deadline := time.NewTimer(time.Until(f.job.Deadline))
+	defer deadline.Stop()
+	select {
+	case <-f.done:
+	case <-r.Context().Done():
+		s.flights.leave(f, inference.OutcomeCancelled, errClientGone())
+	case <-deadline.C:
+		s.flights.leave(f, inference.OutcomeExpired, errDeadline(f.job))
+	}
+	<-f.done
+	ended := time.Now()
+	end := f.end
+	s.tellRoute(w.Header(), f, end)
+	body, err := s.answerBody(r, end)
+	if err != nil {
+		s.fail(w, r, err, s.errorDetails(f))
+		return
+	}
+	h := w.Header()
+	h["Content-Type"] = jsonType
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	_, _ = w.Write(body) // a client that left now has been answered all the same
+	s.metrics.answered(f.job.Candidate().Provider, published.Sub(arrived)+time.Since(ended)+max(end.Elapsed-end.Upstream, 0))
+}
+
+var jsonType = []string{"application/json"}
+
+// blobWait bounds the fetch of an answer too large for a message.
+const maxAnswerBytes = 1 << 30
+
+// answerBody returns the answer, from the object store if it is large.
+func (s *Ingress) answerBody(r *http.Request, end *queue.End) ([]byte, error) {
+	if end.Err != nil {
+		return nil, end.Err
+	}
+	if end.BodyRef == "" {
+		return end.Body, nil
+	}
+	body, err := s.conn.FetchBlob(r.Context(), end.BodyRef, maxAnswerBytes)
+	if err != nil {
+		return nil, &inference.Error{Code: inference.CodeInternal, Message: "The answer was lost in the queue.", Retryable: true, Err: err}
+	}
+	if err := s.conn.RemoveBlob(r.Context(), end.BodyRef); err != nil {
+		s.log.Debug("answer's blob not removed; its age will", "job_id", end.JobID, "error", err)
+	}
+	return body, nil
+}
+
+// tellRoute says in headers who served the request and how it got there.
+func (s *Ingress) tellRoute(h http.Header, f *flight, end *queue.End) {
+	if end.Provider != "" {
+		h["X-Sluice-Provider"] = []string{end.Provider}
+	}
+	h["X-Sluice-Attempts"] = []string{strconv.Itoa(end.Attempts)}
+	h["X-Sluice-Queue-Ms"] = []string{strconv.FormatInt(f.queued(end.Elapsed).Milliseconds(), 10)}
+}
+
+// queued is how long the job waited: what is left of its life so far without the
+// time that the worker had it. It needs only one clock.
+func (f *flight) queued(elapsed time.Duration) time.Duration {
+	return max(time.Since(f.accepted)-elapsed, 0)
+}
+
+func (s *Ingress) errorDetails(f *flight) map[string]any {
+	return map[string]any{"job_id": f.job.ID, "provider": f.job.Candidate().Provider}
+}

@@ -1,0 +1,18 @@
+// Package ingress is the HTTP side of Sluice: it authenticates, checks and routes a
+// request, sends it as a job to its provider's queue, and brings what comes back to
+// the client.
+//
+// It never touches a provider's secret or address. One request's way through the
+// package:
+//
+//	server.go   routes and what every request passes
+//	keys.go     who is it
+//	chat.go     check, route, accept
+//	flight.go   one accepted job until its answer is accounted for
+//	answer.go   the plain answer
+//	stream.go   the streamed answer (sse.go frames it, feed.go holds what is not yet sent)
+//	resume.go   the same, for a client that comes back
+//
+// flights.go hears everything that the queue says about jobs, and sweep.go looks
+// after those that nothing is heard of.
+package ingress

@@ -1,0 +1,115 @@
+package ingress
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/openaiapi"
+)
+
+// face is how an error code shows itself to a client.
+type face struct {
+	status int
+	kind   string // OpenAI's error type
+}
+
+// OpenAI's error types.
+const (
+	typeInvalidRequest = "invalid_request_error"
+	typeAuthentication = "authentication_error"
+	typePermission     = "permission_error"
+	typeNotFound       = "not_found_error"
+	typeRateLimit      = "rate_limit_error"
+	typeUpstream       = "upstream_error"
+	typeTimeout        = "timeout_error"
+	typeServer         = "server_error"
+)
+
+// statusClientClosed is what the log and the ledger say of a client that went away;
+// nobody receives it. The number is nginx's.
+const statusClientClosed = 499
+
+// faces is the one table from error code to HTTP status.
+var faces = map[inference.ErrorCode]face{
+	inference.CodeInvalidRequest:      {http.StatusBadRequest, typeInvalidRequest},
+	inference.CodeInvalidJSON:         {http.StatusBadRequest, typeInvalidRequest},
+	inference.CodeUnauthenticated:     {http.StatusUnauthorized, typeAuthentication},
+	inference.CodeModelNotAllowed:     {http.StatusForbidden, typePermission},
+	inference.CodeModelNotFound:       {http.StatusNotFound, typeNotFound},
+	inference.CodeNotFound:            {http.StatusNotFound, typeNotFound},
+	inference.CodeMethodNotAllowed:    {http.StatusMethodNotAllowed, typeInvalidRequest},
+	inference.CodeRequestTooLarge:     {http.StatusRequestEntityTooLarge, typeInvalidRequest},
+	inference.CodeQueueFull:           {http.StatusTooManyRequests, typeRateLimit},
+	inference.CodeQueueUnavailable:    {http.StatusServiceUnavailable, typeServer},
+	inference.CodeAuthUnavailable:     {http.StatusServiceUnavailable, typeServer},
+	inference.CodeUpstreamRejected:    {http.StatusBadRequest, typeInvalidRequest},
+	inference.CodeUpstreamRateLimited: {http.StatusTooManyRequests, typeRateLimit},
+	inference.CodeUpstreamAuth:        {http.StatusBadGateway, typeUpstream},
+	inference.CodeUpstreamError:       {http.StatusBadGateway, typeUpstream},
+	inference.CodeUpstreamInvalid:     {http.StatusBadGateway, typeUpstream},
+	inference.CodeUpstreamTooLarge:    {http.StatusBadGateway, typeUpstream},
+	inference.CodeUpstreamCut:         {http.StatusBadGateway, typeUpstream},
+	inference.CodeUpstreamUnavailable: {http.StatusServiceUnavailable, typeUpstream},
+	inference.CodeUpstreamTimeout:     {http.StatusGatewayTimeout, typeTimeout},
+	inference.CodeDeadlineExceeded:    {http.StatusGatewayTimeout, typeTimeout},
+	inference.CodeCancelled:           {statusClientClosed, typeInvalidRequest},
+	inference.CodeWorkerLost:          {http.StatusBadGateway, typeServer},
+	inference.CodeEventsLost:          {http.StatusBadGateway, typeServer},
+	inference.CodeShuttingDown:        {http.StatusServiceUnavailable, typeServer},
+	inference.CodeInternal:            {http.StatusInternalServerError, typeServer},
+}
+
+func faceOf(code inference.ErrorCode) face {
+	if f, ok := faces[code]; ok {
+		return f
+	}
+	return faces[inference.CodeInternal]
+}
+
+// statusOf returns the HTTP status that the error is answered with.
+func statusOf(e *inference.Error) int {
+	if e.Code == inference.CodeUpstreamRejected && e.Status >= 400 && e.Status < 500 {
+		return e.Status
+	}
+	return faceOf(e.Code).status
+}
+
+// errorJSON is the error as the client reads it. An upstream's own word about the
+// client's fault goes back as it came.
+func errorJSON(e *inference.Error, details map[string]any) []byte {
+	if e.Code == inference.CodeUpstreamRejected && len(e.Body) > 0 {
+		return e.Body
+	}
+	if e.Status != 0 {
+		if details == nil {
+			details = make(map[string]any, 2)
+		}
+		details["upstream_status"] = e.Status
+	}
+	return openaiapi.AppendError(nil, openaiapi.ErrorBody{
+		Message: e.Message, Type: faceOf(e.Code).kind, Code: string(e.Code), Param: e.Param, Details: details,
+	})
+}
+
+// writeError answers with the error. Its details name what helps whoever reads it.
+func writeError(w http.ResponseWriter, e *inference.Error, details map[string]any) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	switch {
+	case e.RetryAfter > 0:
+		h.Set("Retry-After", strconv.Itoa(ceilSeconds(e.RetryAfter)))
+	case statusOf(e) == http.StatusServiceUnavailable:
+		h.Set("Retry-After", "1")
+	}
+	if e.Code == inference.CodeUnauthenticated {
+		h.Set("WWW-Authenticate", `Bearer realm="sluice"`)
+	}
+	body := errorJSON(e, details)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(statusOf(e))
+	_, _ = w.Write(body) // the client may be gone; nothing else is to be done
+}
+
+func ceilSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }

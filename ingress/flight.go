@@ -1,0 +1,197 @@
+package ingress
+
+import (
+	"sync"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+// flight is one accepted job, from its publication until its answer is accounted
+// for. What the queue says about the job, what the client does and what the clock
+// says all meet here; the first word that ends the flight counts.
+type flight struct {
+	job      *inference.Job
+	bodyRef  string
+	accepted time.Time     // on this process's monotonic clock
+	done     chan struct{} // closed when there is an answer, or none will come
+	feed     *feed         // of a streamed answer
+	window   time.Duration // how long the job goes on without its client
+
+	mu       sync.Mutex
+	place    place
+	run      queue.Run // the run that counts; zero until one is heard of
+	held     bool      // a worker has said that it works on the run
+	heardAt  time.Time // the last word about the run
+	lostRuns int
+	begun    bool // a chunk of the run has come: no other run can take over
+	first    firstChunk
+
+	end     *queue.End // the answer, or the error instead of it
+	outcome inference.Outcome
+	ended   bool
+	closing time.Time // nobody waits any more; until then the worker may still tell the usage
+
+	clientGone bool      // the client dropped, and may come back until goneUntil
+	goneUntil  time.Time // moved on by whoever reads the events elsewhere
+}
+
+// place is where the job stands in its provider's queue.
+type place struct {
+	seq       uint64    // zero until the server has confirmed the epoch
+	sent      time.Time // the last publish
+	firstSent time.Time // the first publish of this epoch
+	lostAt    time.Time // when the stream was found to have been lost, zero if it was not
+}
+
+// firstChunk tells of a streamed answer's beginning.
+type firstChunk struct {
+	after    time.Duration // since the acceptance
+	elapsed  time.Duration // the part of it in which the worker had the job
+	attempts int
+}
+
+// Bounds of what an ingress waits for.
+const (
+	aliveFor    = 3 * time.Second  // a run that was heard of so lately is alive
+	silentFor   = 10 * time.Second // a begun run that was not heard of for so long is lost
+	confirmWait = 2 * time.Second  // for the server to confirm a publish before it is repeated
+	publishMost = 15 * time.Second // of trying to publish before the request is refused
+	lostGrace   = 3 * time.Second  // after a stream was lost, for workers to say what they hold
+	closingWait = 3 * time.Second  // for the worker's word about a job that nobody waits for
+	maxLostRuns = 3                // a job that loses so many workers is not given to another
+)
+
+// answerLost is the end of a job whose worker is gone after its answer had begun, or
+// too often.
+func answerLost(message string) *inference.Error {
+	return &inference.Error{Code: inference.CodeWorkerLost, Message: message, Retryable: true}
+}
+
+// events takes chunks of a run. It reports whether they count.
+func (f *flight) events(e *queue.Events, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended || f.begun && e.Run != f.run || e.Run.Before(f.run) {
+		return false
+	}
+	f.run, f.held, f.heardAt = e.Run, true, now
+	if !f.begun {
+		f.begun = true
+		f.first = firstChunk{after: now.Sub(f.accepted), elapsed: e.Elapsed, attempts: e.Attempts}
+	}
+	return true
+}
+
+// holds takes a worker's word that it works on the run.
+func (f *flight) holds(run queue.Run, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if run.Before(f.run) || f.begun && run != f.run {
+		return
+	}
+	f.run, f.held, f.heardAt = run, true, now
+}
+
+// claim judges whether another run may begin. lost is set when the answer had begun
+// with a worker that is gone, or when too many workers were lost with this job: the
+// caller ends the flight.
+func (f *flight) claim(run queue.Run, now time.Time) (v queue.Verdict, lost *inference.Error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.ended || !f.run.Before(run):
+		return queue.VerdictDrop, nil
+	case f.held && now.Sub(f.heardAt) < aliveFor:
+		return queue.VerdictWait, nil
+	case f.begun:
+		return queue.VerdictDrop, answerLost("The worker was lost while it answered.")
+	case f.lostRuns >= maxLostRuns:
+		return queue.VerdictDrop, answerLost("Several workers were lost while they worked on this request.")
+	}
+	if f.held {
+		f.lostRuns++
+	}
+	f.run, f.held, f.heardAt = run, true, now
+	return queue.VerdictRun, nil
+}
+
+// finish takes the end of a run, or one that the ingress itself decides on (with a
+// zero run). It reports whether this is the end that counts.
+func (f *flight) finish(e *queue.End, outcome inference.Outcome) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended {
+		return false
+	}
+	own := e.Run == queue.Run{}
+	if !own && (f.begun && e.Run != f.run || e.Run.Before(f.run) && e.Err != nil) {
+		return false // a fenced run; a whole plain answer is welcome whoever made it
+	}
+	if !f.closing.IsZero() {
+		outcome = f.outcome // the reason was decided when the client went
+	} else {
+		f.end = e
+		defer close(f.done)
+	}
+	f.ended, f.outcome = true, outcome
+	e.Attempts += f.lostRuns
+	return true
+}
+
+// leave ends the wait for an answer: the client is gone, or its deadline has passed.
+// The flight stays a moment for the worker's word about the usage. It reports whether
+// this was news.
+func (f *flight) leave(outcome inference.Outcome, err *inference.Error, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended || !f.closing.IsZero() {
+		return false
+	}
+	f.closing, f.outcome = now.Add(closingWait), outcome
+	f.end = &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err}
+	if f.held {
+		f.end.Attempts = 1
+	}
+	close(f.done)
+	return true
+}
+
+// record is the ledger's row of the flight, given its last end.
+func (f *flight) record(e *queue.End, now time.Time) inference.Record {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j := f.job
+	r := inference.Record{
+		JobID: j.ID, RequestID: j.RequestID, Kind: j.Kind, Tenant: j.Tenant, KeyID: j.KeyID, ModelAsked: j.Model,
+		Provider: j.Candidate().Provider, ModelServed: e.Model, Stream: j.Stream, Usage: e.Usage, Attempts: e.Attempts,
+		Outcome: f.outcome, Status: 200, CreatedAt: j.CreatedAt, FirstToken: f.first.after, Total: now.Sub(f.accepted),
+	}
+	if e.Provider != "" {
+		r.Provider = e.Provider
+	}
+	if e.Worker != "" {
+		r.Queue = max(r.Total-e.Elapsed, 0)
+	} else {
+		r.Queue = r.Total
+	}
+	if err := f.end.Err; err != nil {
+		r.ErrorCode, r.Status = err.Code, statusOf(err)
+	}
+	return r
+}
+
+// outcomeOf says how a request ended that ended with this error, or none.
+func outcomeOf(e *inference.Error) inference.Outcome {
+	switch {
+	case e == nil:
+		return inference.OutcomeSucceeded
+	case e.Code == inference.CodeDeadlineExceeded:
+		return inference.OutcomeExpired
+	case e.Code == inference.CodeCancelled:
+		return inference.OutcomeCancelled
+	default:
+		return inference.OutcomeFailed
+	}
+}

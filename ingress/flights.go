@@ -1,0 +1,311 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+// flights are all jobs of this ingress that are not yet accounted for. It implements
+// queue.Replies.
+type flights struct {
+	id       string // of this ingress
+	conn     *queue.Conn
+	dispatch *queue.Dispatcher
+	ledger   *ledger
+	workers  *directory
+	metrics  *Metrics
+	log      *slog.Logger
+	most     int
+
+	mu   sync.Mutex
+	byID map[string]*flight
+
+	streams streamAges
+	nudge   chan struct{} // the streams have to be looked at now
+}
+
+// open takes in a job and sends it to its queue. The answer comes through the flight.
+func (fs *flights) open(ctx context.Context, job *inference.Job, window time.Duration) (*flight, error) {
+	now := time.Now()
+	f := &flight{job: job, accepted: now, done: make(chan struct{}), window: window}
+	f.place.sent, f.place.firstSent = now, now
+	if job.Stream {
+		f.feed = newFeed(fs.conn.NewKeptReader(job.ID), queue.Run{}, 1)
+	}
+	ref, err := fs.dispatch.StoreBody(ctx, job)
+	if err != nil {
+		return nil, fs.publishError(err, job)
+	}
+	f.bodyRef = ref
+	fs.mu.Lock()
+	full := len(fs.byID) >= fs.most
+	if !full {
+		fs.byID[job.ID] = f
+	}
+	fs.mu.Unlock()
+	if full {
+		fs.dropBody(f)
+		return nil, &inference.Error{Code: inference.CodeQueueFull, Message: "Too many requests are in progress. Try again later.", Retryable: true, RetryAfter: time.Second}
+	}
+	if err := fs.dispatch.Publish(job, ref); err != nil {
+		fs.log.Warn("job not sent; it will be tried again", "job_id", job.ID, "error", err)
+	}
+	return f, nil
+}
+
+func (fs *flights) find(jobID string) *flight {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.byID[jobID]
+}
+
+func (fs *flights) remove(jobIDs []string) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, id := range jobIDs {
+		delete(fs.byID, id)
+	}
+}
+
+func (fs *flights) count() int {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return len(fs.byID)
+}
+
+func (fs *flights) all() []*flight {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	list := make([]*flight, 0, len(fs.byID))
+	for _, f := range fs.byID {
+		list = append(list, f)
+	}
+	return list
+}
+
+// Published implements queue.Replies.
+func (fs *flights) Published(jobID string, epoch int, seq uint64, err error) {
+	f := fs.find(jobID)
+	if f == nil {
+		return
+	}
+	if err != nil {
+		fs.notPublished(f, epoch, err)
+		return
+	}
+	f.mu.Lock()
+	news := f.job.Epoch == epoch && f.place.seq == 0
+	if news {
+		f.place.seq = seq
+	}
+	left := !f.closing.IsZero()
+	f.mu.Unlock()
+	if !news {
+		return
+	}
+	if left {
+		go fs.cancel(f) // the client went before the server had the job
+		return
+	}
+	if f.job.Stream && epoch == 0 {
+		if err := fs.dispatch.Open(f.job); err != nil {
+			fs.log.Warn("events not opened", "job_id", jobID, "error", err)
+		}
+	}
+}
+
+// notPublished ends a flight whose queue is full. A queue that is not there is made
+// again, and the sweep repeats the publish.
+func (fs *flights) notPublished(f *flight, epoch int, err error) {
+	f.mu.Lock()
+	current := f.job.Epoch == epoch && f.place.seq == 0
+	if current {
+		f.place.sent = time.Now().Add(sweepEvery - confirmWait) // soon again, not at once
+	}
+	f.mu.Unlock()
+	if !current {
+		return
+	}
+	if errors.Is(err, queue.ErrFull) && epoch == 0 {
+		fs.refuse(f, fs.publishError(err, f.job))
+		return
+	}
+	fs.needStreams()
+}
+
+// refuse ends a flight that was never accepted: it has no row in the ledger.
+func (fs *flights) refuse(f *flight, err error) {
+	if !f.finish(&queue.End{JobID: f.job.ID, Err: inference.AsError(err)}, inference.OutcomeRejected) {
+		return
+	}
+	fs.remove([]string{f.job.ID})
+	fs.dropBody(f)
+	fs.metrics.refused(f.job.Candidate().Provider)
+	if f.feed != nil {
+		f.feed.abort(*f.end)
+	}
+}
+
+func (fs *flights) publishError(err error, job *inference.Job) error {
+	if errors.Is(err, queue.ErrFull) {
+		return &inference.Error{
+			Code: inference.CodeQueueFull, Retryable: true, RetryAfter: fs.workers.retryAfter(job.Candidate().Provider),
+			Message: "The queue of this model's provider is full. Try again later.", Err: err,
+		}
+	}
+	return &inference.Error{Code: inference.CodeQueueUnavailable, Retryable: true, Message: "The queue is not available at the moment.", Err: err}
+}
+
+// Events implements queue.Replies.
+func (fs *flights) Events(e *queue.Events) {
+	f := fs.find(e.JobID)
+	if f == nil || f.feed == nil || !f.events(e, time.Now()) {
+		return
+	}
+	f.feed.push(e)
+}
+
+// Ended implements queue.Replies. An end that comes again, or too late, is settled at
+// once: its job is accounted for already.
+func (fs *flights) Ended(e *queue.End) {
+	f := fs.find(e.JobID)
+	if f == nil {
+		fs.settle(e)
+		return
+	}
+	if f.finish(e, outcomeOf(e.Err)) {
+		fs.account(f, e)
+		return
+	}
+	f.mu.Lock()
+	counts := f.ended && f.end != nil && f.end.Run == e.Run
+	f.mu.Unlock()
+	if !counts {
+		fs.settle(e) // a fenced run; the one that counts waits for the ledger
+	}
+}
+
+func (fs *flights) settle(e *queue.End) {
+	if err := fs.dispatch.Settle(e.Worker, []string{e.JobID}); err != nil {
+		fs.log.Warn("worker not told", "job_id", e.JobID, "error", err)
+	}
+}
+
+// account writes the flight into the ledger; when its row is safe the worker may
+// acknowledge the job.
+func (fs *flights) account(f *flight, e *queue.End) {
+	now := time.Now()
+	rec := f.record(e, now)
+	fs.metrics.ended(&rec, e)
+	if f.feed != nil {
+		f.feed.finish(e)
+	}
+	fs.ledger.add(entry{record: rec, worker: e.Worker})
+	if f.bodyRef != "" {
+		go fs.dropBody(f)
+	}
+}
+
+// Claimed implements queue.Replies.
+func (fs *flights) Claimed(c queue.Claim) queue.Verdict {
+	f := fs.find(c.JobID)
+	if f == nil {
+		return queue.VerdictDrop
+	}
+	verdict, lost := f.claim(c.Run, time.Now())
+	if lost != nil {
+		fs.end(f, lost)
+	}
+	return verdict
+}
+
+// Held implements queue.Replies.
+func (fs *flights) Held(h *queue.Held) {
+	now := time.Now()
+	for _, j := range h.Jobs {
+		if f := fs.find(j.JobID); f != nil {
+			f.holds(j.Run, now)
+		}
+	}
+}
+
+// Attached implements queue.Replies.
+func (fs *flights) Attached(jobID string) {
+	f := fs.find(jobID)
+	if f == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.goneUntil = later(f.goneUntil, time.Now().Add(attachLease))
+}
+
+// end ends the flight with an error of the ingress's own.
+func (fs *flights) end(f *flight, err *inference.Error) {
+	f.mu.Lock()
+	e := &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err, Attempts: 1}
+	f.mu.Unlock()
+	if !f.finish(e, outcomeOf(err)) {
+		return
+	}
+	if f.feed != nil {
+		last := f.feed.abort(*e)
+		go fs.keepEnd(f, last)
+	}
+	fs.account(f, e)
+}
+
+// keepEnd completes what is kept of an answer whose worker cannot do it any more.
+func (fs *flights) keepEnd(f *flight, last queue.End) {
+	if last.Run == (queue.Run{}) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := fs.conn.NewRecorder(f.job, last.Run, last.LastSeq+1).Finish(ctx, &last); err != nil {
+		fs.log.Warn("end of events not kept", "job_id", f.job.ID, "error", err)
+	}
+}
+
+// leave gives the job up: the client is gone or its deadline has passed.
+func (fs *flights) leave(f *flight, outcome inference.Outcome, err *inference.Error) {
+	if f.leave(outcome, err, time.Now()) {
+		fs.cancel(f)
+	}
+}
+
+func (fs *flights) cancel(f *flight) {
+	f.mu.Lock()
+	seq, provider := f.place.seq, f.job.Candidate().Provider
+	f.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := fs.dispatch.Cancel(ctx, f.job.ID, provider, seq); err != nil {
+		fs.log.Debug("job not taken out of its queue", "job_id", f.job.ID, "error", err)
+	}
+}
+
+// dropBody removes a body that travelled as a blob.
+func (fs *flights) dropBody(f *flight) {
+	if f.bodyRef == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := fs.conn.RemoveBlob(ctx, f.bodyRef); err != nil {
+		fs.log.Debug("body not removed; its age will", "job_id", f.job.ID, "error", err)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

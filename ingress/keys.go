@@ -1,0 +1,185 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"sluice/internal/apikey"
+	"sluice/internal/inference"
+	"sluice/internal/routing"
+	"sluice/store"
+)
+
+// KeyStore is what the ingress needs of the database to know its callers.
+type KeyStore interface {
+	KeyByHash(ctx context.Context, hash [32]byte) (store.Key, error)
+	KeysChangedSince(ctx context.Context, since time.Time) ([]store.Key, time.Time, error)
+}
+
+// keyring knows the callers. Keys of the database are remembered once they were used,
+// and the database is asked every second which keys have changed: a request costs no
+// look-up, a revoked key is refused within seconds, and a database that is down stops
+// nobody who was known before.
+type keyring struct {
+	store  KeyStore
+	static map[[32]byte]store.Key
+	log    *slog.Logger
+
+	lookups singleflight.Group
+	slots   chan struct{} // bounds the look-ups at once
+
+	mu      sync.RWMutex
+	known   map[[32]byte]store.Key
+	unknown map[[32]byte]time.Time // refused lately; until when
+}
+
+// Bounds of the keyring.
+const (
+	keysPoll    = time.Second
+	keysKnown   = 100_000
+	keysUnknown = 10_000
+	unknownFor  = 2 * time.Second
+	keyLookups  = 16
+	maxKeyBytes = 512
+)
+
+func newKeyring(db KeyStore, static []store.Key, log *slog.Logger) *keyring {
+	k := &keyring{
+		store: db, static: make(map[[32]byte]store.Key), log: log, slots: make(chan struct{}, keyLookups),
+		known: make(map[[32]byte]store.Key), unknown: make(map[[32]byte]time.Time),
+	}
+	for _, key := range static {
+		k.static[key.Hash] = key
+	}
+	return k
+}
+
+// authenticate returns the key that the request carries.
+func (k *keyring) authenticate(r *http.Request) (store.Key, error) {
+	header := r.Header.Get("Authorization")
+	if header == "" {
+		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "No API key was given. Send it in the header: Authorization: Bearer YOUR_KEY.")
+	}
+	scheme, secret, ok := strings.Cut(header, " ")
+	secret = strings.TrimSpace(secret)
+	if !ok || !strings.EqualFold(scheme, "Bearer") || secret == "" || len(secret) > maxKeyBytes {
+		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "The Authorization header is malformed. Send: Authorization: Bearer YOUR_KEY.")
+	}
+	key, err := k.lookup(r.Context(), secret)
+	if err != nil {
+		return store.Key{}, err
+	}
+	switch now := time.Now(); {
+	case !key.RevokedAt.IsZero():
+		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "This API key was revoked.")
+	case !key.Active(now):
+		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "This API key has expired.")
+	}
+	return key, nil
+}
+
+// mayUse reports whether the key may ask for the model.
+func mayUse(key store.Key, model string) bool {
+	return len(key.Models) == 0 || routing.MatchesAny(key.Models, model)
+}
+
+func errUnknownKey() error {
+	return inference.Errorf(inference.CodeUnauthenticated, "This API key is not known.")
+}
+
+// lookup compares hashes of secrets, never the secrets themselves, so that the time
+// it takes tells nothing about them.
+func (k *keyring) lookup(ctx context.Context, secret string) (store.Key, error) {
+	hash := apikey.Hash(secret)
+	if key, ok := k.static[hash]; ok {
+		return key, nil
+	}
+	k.mu.RLock()
+	key, ok := k.known[hash]
+	refusedUntil := k.unknown[hash]
+	k.mu.RUnlock()
+	switch {
+	case ok:
+		return key, nil
+	case !apikey.WellFormed(secret), time.Now().Before(refusedUntil):
+		return store.Key{}, errUnknownKey()
+	}
+	v, err, _ := k.lookups.Do(string(hash[:]), func() (any, error) { return k.fetch(context.WithoutCancel(ctx), hash) })
+	if err != nil {
+		return store.Key{}, err
+	}
+	return v.(store.Key), nil
+}
+
+func (k *keyring) fetch(ctx context.Context, hash [32]byte) (store.Key, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	select {
+	case k.slots <- struct{}{}:
+		defer func() { <-k.slots }()
+	case <-ctx.Done():
+		return store.Key{}, errAuthUnavailable(ctx.Err())
+	}
+	key, err := k.store.KeyByHash(ctx, hash)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		if len(k.unknown) >= keysUnknown {
+			clear(k.unknown)
+		}
+		k.unknown[hash] = time.Now().Add(unknownFor)
+		return store.Key{}, errUnknownKey()
+	case err != nil:
+		k.log.Warn("key not looked up", "error", err)
+		return store.Key{}, errAuthUnavailable(err)
+	}
+	if len(k.known) >= keysKnown {
+		clear(k.known) // they come back, one look-up each
+	}
+	k.known[hash] = key
+	return key, nil
+}
+
+func errAuthUnavailable(err error) error {
+	return &inference.Error{Code: inference.CodeAuthUnavailable, Retryable: true, Message: "The API key cannot be checked at the moment.", Err: err}
+}
+
+// run keeps the known keys current until ctx ends.
+func (k *keyring) run(ctx context.Context) {
+	tick := time.NewTicker(keysPoll)
+	defer tick.Stop()
+	since := time.Now().Add(-time.Hour) // by then nothing was known here; later times are the database's own
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		changed, next, err := k.store.KeysChangedSince(ctx, since)
+		if err != nil {
+			if !failing && ctx.Err() == nil {
+				k.log.Warn("changes of keys are not seen", "error", err)
+			}
+			failing = true
+			continue
+		}
+		failing, since = false, next
+		k.mu.Lock()
+		for _, key := range changed {
+			delete(k.unknown, key.Hash)
+			if _, ok := k.known[key.Hash]; ok {
+				k.known[key.Hash] = key
+			}
+		}
+		k.mu.Unlock()
+	}
+}

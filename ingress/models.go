@@ -1,0 +1,82 @@
+package ingress
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/gorilla/mux"
+
+	"sluice/internal/inference"
+	"sluice/internal/openaiapi"
+	"sluice/store"
+)
+
+// models serves GET /v1/models: every model with a name of its own that the key may
+// use. Globs stand for models that are not known by name, so they are not listed.
+func (s *Ingress) models(w http.ResponseWriter, r *http.Request) {
+	key, err := s.keys.authenticate(r)
+	if err != nil {
+		s.fail(w, r, err, nil)
+		return
+	}
+	s.writeJSON(w, r, openaiapi.ModelList{Data: s.modelsOf(key)})
+}
+
+// model serves GET /v1/models/{id}, also for a model that only a glob covers.
+func (s *Ingress) model(w http.ResponseWriter, r *http.Request) {
+	key, err := s.keys.authenticate(r)
+	if err != nil {
+		s.fail(w, r, err, nil)
+		return
+	}
+	id := mux.Vars(r)["id"]
+	if len(id) > openaiapi.MaxModelBytes {
+		s.fail(w, r, inference.Errorf(inference.CodeModelNotFound, "There is no model of such a long name."), nil)
+		return
+	}
+	candidates, err := s.route(key, id)
+	if err != nil {
+		s.fail(w, r, err, nil)
+		return
+	}
+	s.writeJSON(w, r, openaiapi.Model{ID: id, OwnedBy: candidates[0].Provider})
+}
+
+func (s *Ingress) modelsOf(key store.Key) []openaiapi.Model {
+	owners := make(map[string]string)
+	for _, p := range s.workers.table.Load().Providers {
+		for _, m := range p.Models {
+			if _, taken := owners[m]; !taken && !isGlob(m) && mayUse(key, m) {
+				owners[m] = p.Name
+			}
+		}
+	}
+	list := make([]openaiapi.Model, 0, len(owners))
+	for id, owner := range owners {
+		list = append(list, openaiapi.Model{ID: id, OwnedBy: owner})
+	}
+	slices.SortFunc(list, func(a, b openaiapi.Model) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+func isGlob(model string) bool {
+	if !strings.ContainsAny(model, `*?[\`) {
+		return false
+	}
+	_, err := path.Match(model, "")
+	return err == nil
+}
+
+func (s *Ingress) writeJSON(w http.ResponseWriter, r *http.Request, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		s.fail(w, r, fmt.Errorf("encode answer: %w", err), nil)
+		return
+	}
+	w.Header()["Content-Type"] = jsonType
+	_, _ = w.Write(body) // the client may be gone; nothing else is to be done
+}

@@ -1,0 +1,149 @@
+package ingress
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+// A client that reads a job's events keeps the job alive for as long as attachLease
+// after each attachEvery.
+const (
+	attachEvery = 3 * time.Second
+	attachLease = 10 * time.Second
+)
+
+// resume serves GET /v1/chat/completions/{id}/events: the streamed answer of a job,
+// from the beginning or from behind the event that Last-Event-ID names. Any ingress
+// serves it, whichever accepted the job.
+func (s *Ingress) resume(w http.ResponseWriter, r *http.Request) {
+	key, err := s.keys.authenticate(r)
+	if err != nil {
+		s.fail(w, r, err, nil)
+		return
+	}
+	jobID := mux.Vars(r)["id"]
+	from, err := resumeFrom(r)
+	if err != nil {
+		s.fail(w, r, err, nil)
+		return
+	}
+	if !queue.ValidJobID(jobID) {
+		s.fail(w, r, errNoEvents(), nil)
+		return
+	}
+	t, err := s.openTail(r.Context(), jobID, key.Tenant, from)
+	if err != nil {
+		s.fail(w, r, err, nil)
+		return
+	}
+	defer t.listener.Close()
+	s.metrics.streams.Inc()
+	defer s.metrics.streams.Dec()
+	s.tail(w, r, t)
+}
+
+// resumeFrom reads Last-Event-ID. Without one the answer is sent from its beginning.
+func resumeFrom(r *http.Request) (eventID, error) {
+	v := r.Header.Get("Last-Event-ID")
+	if v == "" {
+		return eventID{}, nil
+	}
+	id, ok := parseEventID(v)
+	if !ok {
+		return eventID{}, &inference.Error{Code: inference.CodeInvalidRequest, Param: "Last-Event-ID", Message: "The header Last-Event-ID is not an event id of this stream."}
+	}
+	return id, nil
+}
+
+func errNoEvents() error {
+	return inference.Errorf(inference.CodeNotFound, "There is no stream of this id, or its events are no longer kept.")
+}
+
+// tailing is one client's view of a job's events.
+type tailing struct {
+	jobID    string
+	feed     *feed
+	listener *queue.Listener
+	attached time.Time
+	deadline time.Time
+}
+
+// openTail looks the job up and begins to hear it. Live events are heard before the
+// kept ones are read, so that none falls between.
+func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from eventID) (*tailing, error) {
+	f := newFeed(s.conn.NewKeptReader(jobID), from.run, from.seq+1)
+	listener, err := s.conn.Listen(jobID, f.push, f.finish)
+	if err != nil {
+		return nil, &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The queue is not available at the moment.", Err: err}
+	}
+	probe := s.conn.NewKeptReader(jobID)
+	blocks, err := probe.Next(ctx)
+	if err != nil {
+		listener.Close()
+		return nil, &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The kept events cannot be read at the moment.", Retryable: true, Err: err}
+	}
+	owner, found := probe.Found()
+	if !found || owner != tenant {
+		listener.Close()
+		return nil, errNoEvents()
+	}
+	if len(blocks) > 0 && from.run == (queue.Run{}) {
+		f.begin(blocks[0].Run)
+	}
+	f.look()
+	return &tailing{jobID: jobID, feed: f, listener: listener, deadline: time.Now().Add(s.opt.Timeout)}, nil
+}
+
+// tail sends events until the answer's end.
+func (s *Ingress) tail(w http.ResponseWriter, r *http.Request, t *tailing) {
+	ctx, cancel := context.WithDeadline(r.Context(), t.deadline)
+	defer cancel()
+	out := newSSEWriter(w)
+	w.Header().Set("X-Sluice-Job-Id", t.jobID)
+	for {
+		if time.Since(t.attached) > attachEvery {
+			t.attached = time.Now()
+			if err := s.conn.Attach(t.jobID); err != nil {
+				s.log.Warn("job's ingress not told of its reader", "job_id", t.jobID, "error", err)
+			}
+		}
+		b, err := t.feed.take(ctx, min(s.opt.Keepalive, attachEvery))
+		switch {
+		case r.Context().Err() != nil:
+			return
+		case err != nil:
+			s.failTail(w, r, out, t, inference.AsError(err))
+			return
+		case b.End != nil && b.End.Err != nil:
+			s.failTail(w, r, out, t, b.End.Err)
+			return
+		case b.End != nil && !out.head && b.First > b.End.LastSeq+1:
+			w.WriteHeader(http.StatusNoContent) // the client has it all; an EventSource stops here
+			return
+		case len(b.Chunks) == 0 && b.End == nil:
+			t.feed.look() // whoever should send live events may be gone
+		}
+		if !out.head {
+			out.begin()
+		}
+		if last, err := s.sendBatch(out, b); err != nil || last {
+			return
+		}
+	}
+}
+
+func (s *Ingress) failTail(w http.ResponseWriter, r *http.Request, out *sseWriter, t *tailing, e *inference.Error) {
+	details := map[string]any{"job_id": t.jobID}
+	if !out.head {
+		s.fail(w, r, e, details)
+		return
+	}
+	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e)
+	_ = out.fail(e, details) // a client that is gone needs no word
+}

@@ -1,0 +1,248 @@
+package ingress
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+	"sluice/store"
+)
+
+// Options are what an ingress is made of.
+type Options struct {
+	ID         string
+	Conn       *queue.Conn
+	Keys       KeyStore
+	StaticKeys []store.Key
+	Append     func(ctx context.Context, records []inference.Record) (int, error) // into the database
+	Ping       func(ctx context.Context) error                                    // the database
+	Providers  map[string]ProviderInfo
+	Order      []string // providers to prefer where several serve a model
+
+	Timeout      time.Duration // a request's deadline, and the most that a client may ask for
+	Keepalive    time.Duration
+	MaxBodyBytes int64
+	ResumeWindow time.Duration
+	MaxInFlight  int
+
+	Metrics        *Metrics
+	MetricsHandler http.Handler
+	Logger         *slog.Logger
+}
+
+// Ingress serves the client-facing API.
+type Ingress struct {
+	opt     Options
+	conn    *queue.Conn
+	keys    *keyring
+	workers *directory
+	flights *flights
+	ledger  *ledger
+	metrics *Metrics
+	log     *slog.Logger
+
+	draining atomic.Bool
+}
+
+// New returns an ingress. Handler serves requests once Run is running.
+func New(o Options) *Ingress {
+	s := &Ingress{opt: o, conn: o.Conn, metrics: o.Metrics, log: o.Logger.With("ingress", o.ID)}
+	s.keys = newKeyring(o.Keys, o.StaticKeys, s.log)
+	s.flights = &flights{
+		id: o.ID, conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight,
+		byID: make(map[string]*flight), nudge: make(chan struct{}, 1),
+	}
+	s.workers = newDirectory(o.Providers, o.Order, s.flights.needStreams)
+	s.ledger = &ledger{
+		append: o.Conn.AppendRecords, settle: func(w string, ids []string) error { return s.flights.dispatch.Settle(w, ids) },
+		safe: s.flights.remove, log: s.log, wake: make(chan struct{}, 1),
+	}
+	s.flights.ledger, s.flights.workers = s.ledger, s.workers
+	o.Metrics.watch(s)
+	return s
+}
+
+// Start begins to hear what the queue says. Stop ends it.
+func (s *Ingress) Start() (stop func(), err error) {
+	dispatch, err := s.conn.NewDispatcher(s.opt.ID, s.flights)
+	if err != nil {
+		return nil, fmt.Errorf("start ingress: %w", err)
+	}
+	s.flights.dispatch = dispatch
+	watch, err := s.conn.Watch(s.workers.heard)
+	if err != nil {
+		dispatch.Close()
+		return nil, fmt.Errorf("start ingress: %w", err)
+	}
+	s.conn.OnReconnect(func() {
+		s.flights.streams.reconnected(time.Now())
+		s.flights.needStreams()
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var loops sync.WaitGroup
+	loops.Go(func() { s.flights.keepStreams(ctx) })
+	loops.Go(func() { s.flights.sweep(ctx) })
+	loops.Go(func() { s.keys.run(ctx) })
+	loops.Go(func() { s.ledger.run(ctx) })
+	loops.Go(func() { s.conn.ConsumeRecords(ctx, s.storeRecords) })
+	loops.Go(func() { s.expireWorkers(ctx) })
+	return func() {
+		s.settleRest()
+		cancel()
+		loops.Wait()
+		watch.Close()
+		dispatch.Close()
+	}, nil
+}
+
+// settleWait bounds how long a stopping ingress waits for the last words on jobs
+// that nobody waits for any more.
+const settleWait = 5 * time.Second
+
+// settleRest waits until every job is accounted for.
+func (s *Ingress) settleRest() {
+	limit := time.NewTimer(settleWait)
+	defer limit.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for s.flights.count() > 0 || !s.ledger.empty() {
+		select {
+		case <-limit.C:
+			s.log.Warn("stopping with jobs not accounted for; their workers will do it", "jobs", s.flights.count())
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Drain makes /readyz fail, so that no new work is sent here, and lets streams that
+// must be cut go on without their client.
+func (s *Ingress) Drain() { s.draining.Store(true) }
+
+func (s *Ingress) expireWorkers(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			s.workers.expire(now)
+		}
+	}
+}
+
+// storeRecords brings rows of the usage stream into the database.
+func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) error {
+	for len(records) > 0 {
+		n := min(len(records), store.MaxBatch)
+		inserted, err := s.opt.Append(ctx, records[:n])
+		if err != nil {
+			return err
+		}
+		s.metrics.ledgerRows.Add(float64(inserted))
+		records = records[n:]
+	}
+	return nil
+}
+
+// Handler returns the HTTP handler of the public API.
+func (s *Ingress) Handler() http.Handler {
+	r := mux.NewRouter()
+	r.HandleFunc("/v1/chat/completions", s.chat).Methods(http.MethodPost)
+	r.HandleFunc("/v1/chat/completions/{id}/events", s.resume).Methods(http.MethodGet)
+	r.HandleFunc("/v1/models", s.models).Methods(http.MethodGet)
+	r.HandleFunc("/v1/models/{id:.+}", s.model).Methods(http.MethodGet)
+	r.HandleFunc("/livez", s.livez).Methods(http.MethodGet, http.MethodHead)
+	r.HandleFunc("/readyz", s.readyz).Methods(http.MethodGet, http.MethodHead)
+	r.Handle("/metrics", s.opt.MetricsHandler).Methods(http.MethodGet)
+	r.NotFoundHandler = http.HandlerFunc(s.notFound)
+	r.MethodNotAllowedHandler = http.HandlerFunc(s.methodNotAllowed)
+	return s.identified(r)
+}
+
+// requestIDHeader carries the id by which a request is found in logs and ledger.
+const requestIDHeader = "X-Request-Id"
+
+// identified gives every request its id, the client's own if that is fit to be
+// logged, and answers with it.
+func (s *Ingress) identified(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get(requestIDHeader)
+		if !saneRequestID(id) {
+			id = newRequestID()
+			r.Header.Set(requestIDHeader, id)
+		}
+		w.Header()[requestIDHeader] = []string{id}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func newRequestID() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
+	return "req_" + hex.EncodeToString(b[:])
+}
+
+const maxRequestID = 128
+
+func saneRequestID(id string) bool {
+	if id == "" || len(id) > maxRequestID {
+		return false
+	}
+	for i := range len(id) {
+		c := id[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '.', c == ':':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Ingress) notFound(w http.ResponseWriter, r *http.Request) {
+	s.fail(w, r, inference.Errorf(inference.CodeNotFound, "There is nothing at this path. The API begins with /v1."), nil)
+}
+
+func (s *Ingress) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	s.fail(w, r, inference.Errorf(inference.CodeMethodNotAllowed, "This path does not take the method %s.", r.Method), nil)
+}
+
+// fail answers with an error and logs it once.
+func (s *Ingress) fail(w http.ResponseWriter, r *http.Request, err error, details map[string]any) {
+	e := inference.AsError(err)
+	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e)
+	s.metrics.failed(statusOf(e), e.Code)
+	writeError(w, e, details)
+}
+
+// logFailure tells of our own and our providers' faults loudly, of clients' faults
+// quietly.
+func (s *Ingress) logFailure(ctx context.Context, requestID string, e *inference.Error) {
+	level := slog.LevelWarn
+	switch status := statusOf(e); {
+	case e.Code == inference.CodeInternal:
+		level = slog.LevelError
+	case status < 500:
+		level = slog.LevelDebug
+	}
+	args := []any{"request_id", requestID, "code", string(e.Code), "status", statusOf(e)}
+	if e.Status != 0 {
+		args = append(args, "upstream_status", e.Status)
+	}
+	if e.Err != nil {
+		args = append(args, "error", e.Err)
+	}
+	s.log.Log(ctx, level, "request failed", args...)
+}

@@ -1,0 +1,125 @@
+package ingress
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/openaiapi"
+	"sluice/internal/queue"
+)
+
+// eventID names a place in a streamed answer: "<epoch>-<delivery>-<sequence number>".
+// It is what a client sends back as Last-Event-ID.
+type eventID struct {
+	run queue.Run
+	seq uint64
+}
+
+func appendEventID(dst []byte, id eventID) []byte {
+	dst = strconv.AppendInt(dst, int64(id.run.Epoch), 10)
+	dst = append(dst, '-')
+	dst = strconv.AppendInt(dst, int64(id.run.Delivery), 10)
+	dst = append(dst, '-')
+	return strconv.AppendUint(dst, id.seq, 10)
+}
+
+func parseEventID(s string) (eventID, bool) {
+	parts := strings.Split(s, "-")
+	if len(s) > 64 || len(parts) != 3 {
+		return eventID{}, false
+	}
+	epoch, err1 := strconv.ParseUint(parts[0], 10, 31)
+	delivery, err2 := strconv.ParseUint(parts[1], 10, 31)
+	seq, err3 := strconv.ParseUint(parts[2], 10, 63)
+	if err1 != nil || err2 != nil || err3 != nil {
+		return eventID{}, false
+	}
+	return eventID{run: queue.Run{Epoch: int(epoch), Delivery: int(delivery)}, seq: seq}, true
+}
+
+// sseWriter writes one streamed answer.
+type sseWriter struct {
+	w    http.ResponseWriter
+	ctrl *http.ResponseController
+	buf  []byte
+	head bool    // the response's head is out
+	late *flight // whose headers follow as trailers, because the head went out too early for them
+}
+
+func newSSEWriter(w http.ResponseWriter) *sseWriter {
+	return &sseWriter{w: w, ctrl: http.NewResponseController(w)}
+}
+
+// writeMost is how long a client may take to accept one write before it is cut off.
+const writeMost = 2 * time.Minute
+
+// begin sets the headers of an event stream; the first flush sends them.
+func (s *sseWriter) begin() {
+	h := s.w.Header()
+	h.Set("Content-Type", "text/event-stream; charset=utf-8")
+	h.Set("Cache-Control", "no-cache")
+	h.Set("X-Accel-Buffering", "no") // asks nginx to pass on what comes when it comes
+	s.head = true
+}
+
+// chunks writes chunks that follow each other, in one write.
+func (s *sseWriter) chunks(b batch) error {
+	var id [64]byte
+	for i, c := range b.Chunks {
+		s.buf = append(s.buf, "id: "...)
+		s.buf = append(s.buf, appendEventID(id[:0], eventID{b.Run, b.First + uint64(i)})...)
+		s.buf = append(s.buf, '\n')
+		s.buf = openaiapi.AppendEvent(s.buf, "", c)
+	}
+	return s.flush()
+}
+
+// done writes the end of a complete answer.
+func (s *sseWriter) done(b batch) error {
+	s.trailers()
+	s.buf = openaiapi.AppendEvent(s.buf, string(appendEventID(nil, eventID{b.Run, b.First})), []byte(openaiapi.Done))
+	return s.flush()
+}
+
+// fail writes the end of an answer that is not complete. No [DONE] follows it.
+func (s *sseWriter) fail(e *inference.Error, details map[string]any) error {
+	s.trailers()
+	s.buf = openaiapi.AppendEvent(s.buf, "", errorJSON(e, details))
+	return s.flush()
+}
+
+// trailers tells at the end what the head could not.
+func (s *sseWriter) trailers() {
+	if s.late == nil {
+		return
+	}
+	f := s.late
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := s.w.Header()
+	h.Set(http.TrailerPrefix+"X-Sluice-Attempts", strconv.Itoa(f.first.attempts+f.lostRuns))
+	h.Set(http.TrailerPrefix+"X-Sluice-Queue-Ms", strconv.FormatInt(max(f.first.after-f.first.elapsed, 0).Milliseconds(), 10))
+}
+
+// comment writes a line that readers ignore.
+func (s *sseWriter) comment(text string) error {
+	s.buf = openaiapi.AppendComment(s.buf, text)
+	return s.flush()
+}
+
+func (s *sseWriter) flush() error {
+	// Not every writer has deadlines; the server's does.
+	_ = s.ctrl.SetWriteDeadline(time.Now().Add(writeMost))
+	_, err := s.w.Write(s.buf)
+	if err == nil {
+		err = s.ctrl.Flush()
+	}
+	s.buf = s.buf[:0]
+	if cap(s.buf) > 16<<10 {
+		s.buf = nil
+	}
+	return err
+}

@@ -1,0 +1,119 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"sluice/internal/inference"
+)
+
+// streamAnswer sends chunks as they come. The response's head waits a little for the
+// first of them, so that an early failure still has its own HTTP status; after that
+// comments keep the connection open.
+func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight) {
+	s.metrics.streams.Inc()
+	defer s.metrics.streams.Dec()
+	// Seen at once, also while a write to a slow client blocks.
+	stop := context.AfterFunc(r.Context(), func() { s.clientGone(f) })
+	defer stop()
+
+	ctx, cancel := context.WithDeadline(r.Context(), f.job.Deadline)
+	defer cancel()
+	out := newSSEWriter(w)
+	for {
+		b, err := f.feed.take(ctx, s.opt.Keepalive)
+		switch {
+		case errors.Is(err, context.DeadlineExceeded) && r.Context().Err() == nil:
+			e := errDeadline(f.job)
+			s.flights.leave(f, inference.OutcomeExpired, e)
+			s.failStream(w, r, out, f, e)
+			return
+		case r.Context().Err() != nil:
+			return
+		case err != nil:
+			s.failStream(w, r, out, f, inference.AsError(err))
+			return
+		}
+		if b.End != nil && b.End.Err != nil {
+			s.failStream(w, r, out, f, b.End.Err)
+			return
+		}
+		if !out.head {
+			s.beginStream(w, out, f)
+		}
+		last, err := s.sendBatch(out, b)
+		if err != nil {
+			return // the client is gone; AfterFunc has seen it or is about to
+		}
+		if last {
+			return
+		}
+	}
+}
+
+// sendBatch writes what came, or a comment if nothing did. last is set after the
+// answer's end.
+func (s *Ingress) sendBatch(out *sseWriter, b batch) (last bool, err error) {
+	switch {
+	case b.End != nil:
+		return true, out.done(b)
+	case len(b.Chunks) > 0:
+		return false, out.chunks(b)
+	default:
+		return false, out.comment("waiting")
+	}
+}
+
+// beginStream sets the headers. What is not known yet, because the job still waits,
+// follows in trailers.
+func (s *Ingress) beginStream(w http.ResponseWriter, out *sseWriter, f *flight) {
+	f.mu.Lock()
+	begun, first, lost := f.begun, f.first, f.lostRuns
+	f.mu.Unlock()
+	if begun {
+		h := w.Header()
+		h.Set("X-Sluice-Attempts", strconv.Itoa(first.attempts+lost))
+		h.Set("X-Sluice-Queue-Ms", strconv.FormatInt(max(first.after-first.elapsed, 0).Milliseconds(), 10))
+	} else {
+		out.late = f
+	}
+	out.begin()
+}
+
+// failStream ends the answer with an error: as a response of its own while the head
+// is not out, as an event after that.
+func (s *Ingress) failStream(w http.ResponseWriter, r *http.Request, out *sseWriter, f *flight, e *inference.Error) {
+	if !out.head {
+		f.mu.Lock()
+		end := f.end
+		f.mu.Unlock()
+		if end != nil {
+			s.tellRoute(w.Header(), f, end)
+		}
+		s.fail(w, r, e, s.errorDetails(f))
+		return
+	}
+	s.logFailure(r.Context(), f.job.RequestID, e)
+	s.metrics.failed(statusOf(e), e.Code)
+	_ = out.fail(e, s.errorDetails(f)) // a client that is gone needs no word
+}
+
+// clientGone gives the job up, unless its client may come back: because it said so,
+// or because it was this ingress that cut it off to stop.
+func (s *Ingress) clientGone(f *flight) {
+	window := f.window
+	if s.draining.Load() {
+		window = max(window, time.Until(f.job.Deadline))
+	}
+	if window <= 0 {
+		s.flights.leave(f, inference.OutcomeCancelled, errClientGone())
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clientGone = true
+	f.goneUntil = later(f.goneUntil, time.Now().Add(window))
+}

@@ -1,0 +1,219 @@
+package ingress
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"sluice/internal/inference"
+)
+
+// sweepEvery is how often flights are looked at that nothing is heard of.
+const sweepEvery = 250 * time.Millisecond
+
+// streamAges remembers when each provider's stream was made, to notice that a server
+// has lost it.
+type streamAges struct {
+	mu          sync.Mutex
+	made        map[string]time.Time
+	connectedAt time.Time
+}
+
+// note takes when the provider's stream was made and reports whether that differs
+// from before.
+func (s *streamAges) note(provider string, made time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.made == nil {
+		s.made = make(map[string]time.Time)
+	}
+	before, known := s.made[provider]
+	s.made[provider] = made
+	return known && !before.Equal(made)
+}
+
+func (s *streamAges) reconnected(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connectedAt = now
+}
+
+func (s *streamAges) since() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.connectedAt
+}
+
+func (fs *flights) needStreams() {
+	select {
+	case fs.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Streams are looked at when there is a reason, and now and then without one.
+const (
+	streamsCheck = 15 * time.Second
+	streamsRetry = 250 * time.Millisecond
+)
+
+// keepStreams makes sure that the streams exist, and finds out which were lost.
+func (fs *flights) keepStreams(ctx context.Context) {
+	for {
+		wait := streamsCheck
+		if err := fs.ensureStreams(ctx); err != nil && ctx.Err() == nil {
+			fs.log.Warn("queue is not ready", "error", err)
+			wait = streamsRetry
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-fs.nudge:
+		}
+		timer.Stop()
+	}
+}
+
+func (fs *flights) ensureStreams(ctx context.Context) error {
+	if err := fs.conn.EnsureShared(ctx); err != nil {
+		return err
+	}
+	for provider, maxQueued := range fs.workers.queues() {
+		made, err := fs.conn.EnsureQueue(ctx, provider, maxQueued)
+		if err != nil {
+			return err
+		}
+		if fs.streams.note(provider, made) {
+			fs.streamLost(provider)
+		}
+	}
+	fs.workers.queuesReady()
+	return nil
+}
+
+// streamLost marks the flights whose job went down with the provider's stream.
+func (fs *flights) streamLost(provider string) {
+	now := time.Now()
+	lost := 0
+	for _, f := range fs.all() {
+		f.mu.Lock()
+		if f.job.Candidate().Provider == provider && f.place.seq != 0 && f.place.lostAt.IsZero() {
+			f.place.lostAt = now
+			lost++
+		}
+		f.mu.Unlock()
+	}
+	fs.log.Warn("queue was lost by its server", "provider", provider, "jobs", lost)
+}
+
+// sweep looks after the flights until ctx ends.
+func (fs *flights) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if !fs.conn.Connected() {
+				continue // nothing can be heard: silence means nothing
+			}
+			since := fs.streams.since()
+			for _, f := range fs.all() {
+				fs.lookAfter(f, now, since)
+			}
+		}
+	}
+}
+
+// need is what a flight asks for that nothing is heard of.
+type need int
+
+const (
+	needNothing   need = iota
+	needRepeat         // publish the same epoch again: the server has not confirmed it
+	needRefusal        // the queue took nothing for too long
+	needNewEpoch       // the queue lost the job: publish it again
+	needLostError      // the worker is gone and its answer had begun
+	needUsageRow       // the worker's last word did not come
+	needCancel         // the client did not come back
+)
+
+// lookAfter decides under the flight's lock and acts without it.
+func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
+	f.mu.Lock()
+	n := f.needs(now, connectedAt)
+	switch n {
+	case needRepeat:
+		f.place.sent = now
+	case needNewEpoch:
+		f.job.Epoch++
+		if f.held {
+			f.lostRuns++
+		}
+		f.held = false
+		f.place = place{sent: now, firstSent: now}
+	}
+	again := *f.job // the publish must not race with a later epoch
+	f.mu.Unlock()
+
+	switch n {
+	case needNothing:
+	case needRepeat, needNewEpoch:
+		fs.metrics.republished(again.Candidate().Provider)
+		if err := fs.dispatch.Publish(&again, f.bodyRef); err != nil {
+			fs.log.Warn("job not sent again", "job_id", again.ID, "error", err)
+		}
+	case needRefusal:
+		fs.refuse(f, fs.publishError(nil, f.job))
+	case needLostError:
+		fs.end(f, answerLost("The worker was lost while it answered."))
+		fs.cancel(f)
+	case needUsageRow:
+		fs.closeUnheard(f)
+	case needCancel:
+		fs.leave(f, inference.OutcomeCancelled, errClientGone())
+	}
+}
+
+// needs is the pure part of looking after. The caller holds mu.
+func (f *flight) needs(now, connectedAt time.Time) need {
+	silent := now.Sub(later(f.heardAt, connectedAt))
+	switch {
+	case f.ended:
+		return needNothing
+	case !f.closing.IsZero():
+		if now.After(f.closing) {
+			return needUsageRow
+		}
+		return needNothing
+	case f.clientGone && now.After(f.goneUntil):
+		return needCancel
+	case f.begun && silent > silentFor:
+		return needLostError
+	case f.place.seq == 0 && !f.held:
+		switch {
+		case f.job.Epoch == 0 && now.Sub(f.place.firstSent) > publishMost:
+			return needRefusal
+		case now.Sub(f.place.sent) > confirmWait:
+			return needRepeat
+		}
+	case !f.place.lostAt.IsZero() && !f.begun && now.Sub(f.place.lostAt) > lostGrace && silent > aliveFor:
+		return needNewEpoch
+	}
+	return needNothing
+}
+
+// closeUnheard writes the row of a job that was given up and whose worker, if it had
+// one, has not said what it used.
+func (fs *flights) closeUnheard(f *flight) {
+	f.mu.Lock()
+	e := *f.end
+	f.mu.Unlock()
+	if f.finish(&e, f.outcome) {
+		fs.account(f, &e)
+	}
+}

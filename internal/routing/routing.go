@@ -1,0 +1,105 @@
+// Package routing decides which providers can serve a model, and in which order to
+// try them. It is pure: the same table and the same question give the same answer.
+package routing
+
+import (
+	"cmp"
+	"path"
+	"slices"
+	"strings"
+
+	"sluice/internal/inference"
+)
+
+// Provider is one provider as routing sees it.
+type Provider struct {
+	Name   string
+	Models []string // names or globs (path.Match)
+	Live   bool     // a worker serves it now
+}
+
+// Table is what routing knows. It is not changed after it was built.
+type Table struct {
+	Providers []Provider
+	Order     []string // providers to prefer, first to last; the others follow by name
+}
+
+// Matches reports whether a name or glob covers the model.
+func Matches(pattern, model string) bool {
+	if pattern == model {
+		return true
+	}
+	// path.Match keeps "*" from crossing a slash, and model names have slashes.
+	ok, err := path.Match(strings.ReplaceAll(pattern, "/", "\x00"), strings.ReplaceAll(model, "/", "\x00"))
+	return err == nil && ok
+}
+
+// MatchesAny reports whether one of the names or globs covers the model.
+func MatchesAny(patterns []string, model string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { return Matches(p, model) })
+}
+
+// The ways in which a provider serves a model, better ones first.
+const (
+	byName = iota
+	byGlob
+	notAtAll
+)
+
+// Route returns the candidates for a model, best first: providers with a live worker
+// before those without, an exact name before a glob, then the configured order. A
+// model may also be written "provider/model" to name its provider.
+func (t Table) Route(model string) []inference.Candidate {
+	type choice struct {
+		inference.Candidate
+		live       bool
+		fit, order int
+	}
+	var choices []choice
+	for _, p := range t.Providers {
+		c := choice{Candidate: inference.Candidate{Provider: p.Name, Model: model}, live: p.Live, fit: fit(p.Models, model), order: t.orderOf(p.Name)}
+		if rest, ok := strings.CutPrefix(model, p.Name+"/"); ok && c.fit == notAtAll && rest != "" {
+			c.Model, c.fit = rest, fit(p.Models, rest)
+		}
+		if c.fit != notAtAll {
+			choices = append(choices, c)
+		}
+	}
+	slices.SortStableFunc(choices, func(a, b choice) int {
+		return cmp.Or(-compareBool(a.live, b.live), a.fit-b.fit, a.order-b.order, strings.Compare(a.Provider, b.Provider))
+	})
+	candidates := make([]inference.Candidate, len(choices))
+	for i, c := range choices {
+		candidates[i] = c.Candidate
+	}
+	return candidates
+}
+
+func fit(patterns []string, model string) int {
+	switch {
+	case slices.Contains(patterns, model):
+		return byName
+	case MatchesAny(patterns, model):
+		return byGlob
+	default:
+		return notAtAll
+	}
+}
+
+func (t Table) orderOf(provider string) int {
+	if i := slices.Index(t.Order, provider); i >= 0 {
+		return i
+	}
+	return len(t.Order)
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	default:
+		return -1
+	}
+}
