@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/fx"
+
+	"sluice/ingress"
+	"sluice/internal/apikey"
+	"sluice/internal/config"
+	"sluice/internal/observability"
+	"sluice/internal/queue"
+	"sluice/providers/registry"
+	"sluice/store"
+	"sluice/store/postgres"
+	"sluice/store/sqlite"
+	"sluice/worker"
+)
+
+// serving names the providers that a worker in this process serves.
+type serving []string
+
+// The parts of which roles are made. fx starts them in the order in which they depend
+// on each other and stops them in the reverse: the HTTP server first, then the
+// worker, then what both of them stand on.
+var (
+	baseModule = fx.Module("base",
+		fx.Provide(observability.NewRegistry, func(r *prometheus.Registry) prometheus.Registerer { return r }, newEmbedded),
+	)
+	storeModule   = fx.Module("store", fx.Provide(newStore))
+	ingressModule = fx.Module("ingress", fx.Provide(ingress.NewMetrics, newIngress, newListener), fx.Invoke(serveHTTP))
+	workerModule  = fx.Module("worker", fx.Provide(worker.NewMetrics, newWorker), fx.Invoke(func(*runningWorker) {}))
+)
+
+// newEmbedded starts the embedded queue, or returns nil when an external one is
+// configured.
+func newEmbedded(lc fx.Lifecycle, cfg *config.Config, log *slog.Logger) (*queue.Embedded, error) {
+	if cfg.Queue.URL != "" {
+		return nil, nil //nolint:nilnil // no embedded server is a configuration like any other
+	}
+	lock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		return nil, startFailed(err)
+	}
+	e, err := queue.StartEmbedded(queue.EmbeddedOptions{
+		Dir: filepath.Join(cfg.DataDir, "nats"), MemoryBytes: embeddedMemory(cfg), Logger: log,
+	})
+	if err != nil {
+		return nil, startFailed(errors.Join(err, lock.Close()))
+	}
+	lc.Append(fx.StopHook(func() error {
+		e.Close()
+		return lock.Close()
+	}))
+	return e, nil
+}
+
+// embeddedMemory bounds the embedded server's memory streams: the events, and room
+// for the jobs of every provider.
+func embeddedMemory(cfg *config.Config) int64 {
+	return int64(cfg.Queue.EventsMaxBytes) + 4<<30
+}
+
+func connect(name string, cfg *config.Config, embedded *queue.Embedded, log *slog.Logger) (*queue.Conn, error) {
+	q := cfg.Queue
+	c, err := queue.Connect(queue.Options{
+		Name: name, Embedded: embedded, URL: string(q.URL), CredentialsFile: q.CredentialsFile,
+		User: q.User, Password: q.Password.Reveal(), Token: q.Token.Reveal(),
+		CAFile: q.TLS.CAFile, CertFile: q.TLS.CertFile, KeyFile: q.TLS.KeyFile,
+		Limits: queue.Limits{
+			Storage: q.Storage, Replicas: q.Replicas, AckWait: q.AckWait,
+			EventsBytes: int64(q.EventsMaxBytes), EventsAge: q.EventsMaxAge, BlobsBytes: int64(q.BodiesMaxBytes),
+			BlobsAge: 24*time.Hour + time.Hour, UsageBytes: 2 << 30, DeadLetterAge: 7 * 24 * time.Hour,
+		},
+		Logger: log,
+	})
+	return c, startFailed(err)
+}
+
+// newStore opens the database and sees to its schema. serve brings the schema up to
+// date by itself where the database is its own; a shared one is migrated by hand.
+func newStore(lc fx.Lifecycle, cfg *config.Config, log *slog.Logger) (store.Store, error) {
+	db, err := openStore(context.Background(), cfg)
+	if err != nil {
+		return nil, startFailed(err)
+	}
+	lc.Append(fx.StopHook(db.Close))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if cfg.Store.URL == "" {
+		return db, startFailed(db.Migrate(ctx))
+	}
+	switch pending, err := db.Pending(ctx); {
+	case err != nil:
+		log.Warn("database is not reachable; serving goes on with what is known without it", "error", err)
+	case pending:
+		return nil, startFailed(errors.New("the database's schema is not up to date: run 'sluice migrate' first"))
+	}
+	return db, nil
+}
+
+func openStore(ctx context.Context, cfg *config.Config) (store.Store, error) {
+	if cfg.Store.URL == "" {
+		db, err := sqlite.Open(ctx, sqlitePath(cfg))
+		if err != nil {
+			return nil, fmt.Errorf("open database: %w", err)
+		}
+		return db, nil
+	}
+	db, err := postgres.Open(ctx, string(cfg.Store.URL), postgres.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	return db, nil
+}
+
+// newIngress starts what hears the queue. It is stopped after the HTTP server and
+// the worker, whose last answers it takes.
+func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, db store.Store, m *ingress.Metrics, reg *prometheus.Registry, log *slog.Logger) (*ingress.Ingress, error) {
+	conn, err := connect("sluice-ingress", cfg, embedded, log)
+	if err != nil {
+		return nil, err
+	}
+	in := ingress.New(ingress.Options{
+		ID: queue.NewProcessID(), Conn: conn, Keys: db, StaticKeys: staticKeys(cfg), Append: db.AppendUsage, Ping: db.Ping,
+		Providers: providerInfos(cfg), Order: cfg.Routing.Order,
+		Timeout: cfg.Server.Timeout, Keepalive: cfg.Server.Keepalive, MaxBodyBytes: int64(cfg.Server.MaxBodyBytes),
+		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight,
+		Metrics: m, MetricsHandler: observability.MetricsHandler(reg), Logger: log,
+	})
+	var stop func()
+	lc.Append(fx.StartStopHook(
+		func() error {
+			var err error
+			stop, err = in.Start()
+			return startFailed(err)
+		},
+		func() {
+			stop()
+			conn.Close()
+		},
+	))
+	return in, nil
+}
+
+func providerInfos(cfg *config.Config) map[string]ingress.ProviderInfo {
+	infos := make(map[string]ingress.ProviderInfo, len(cfg.Providers))
+	for name, p := range cfg.Providers {
+		infos[name] = ingress.ProviderInfo{Models: p.Models, MaxQueued: maxQueued(cfg, p)}
+	}
+	return infos
+}
+
+func maxQueued(cfg *config.Config, p config.Provider) int {
+	if p.MaxQueued > 0 {
+		return p.MaxQueued
+	}
+	return cfg.Queue.MaxQueued
+}
+
+func staticKeys(cfg *config.Config) []store.Key {
+	keys := make([]store.Key, 0, len(cfg.Auth.Keys))
+	for _, k := range cfg.Auth.Keys {
+		keys = append(keys, store.Key{
+			ID: "config:" + k.Name, Name: k.Name, Tenant: k.Tenant, Hash: apikey.Hash(k.Key.Reveal()), Models: k.Models, ExpiresAt: k.ExpiresAt,
+		})
+	}
+	return keys
+}
+
+// runningWorker is a worker with its own loop.
+type runningWorker struct{ *worker.Worker }
+
+func newWorker(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, names serving, m *worker.Metrics, log *slog.Logger) (*runningWorker, error) {
+	members, err := workerMembers(cfg, names)
+	if err != nil {
+		return nil, startFailed(err)
+	}
+	conn, err := connect("sluice-worker", cfg, embedded, log)
+	if err != nil {
+		return nil, err
+	}
+	w := worker.New(worker.Options{
+		ID: queue.NewProcessID(), Conn: conn, Members: members, AckWait: cfg.Queue.AckWait,
+		DrainTimeout: cfg.Server.DrainTimeout, Metrics: m, Logger: log,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	lc.Append(fx.StartStopHook(
+		func() { go func() { done <- w.Run(ctx) }() },
+		func() error {
+			cancel()
+			err := <-done
+			conn.Close()
+			for _, mem := range members {
+				err = errors.Join(err, mem.Provider.Close())
+			}
+			return err
+		},
+	))
+	return &runningWorker{w}, nil
+}
+
+func workerMembers(cfg *config.Config, names []string) ([]worker.Member, error) {
+	var members []worker.Member
+	for _, name := range names {
+		p := cfg.Providers[name]
+		s := registry.Settings{
+			Type: p.Type, BaseURL: string(p.BaseURL), APIKey: p.APIKey.Reveal(), Models: p.Models,
+			Timeout: p.Timeout, IdleTimeout: p.IdleTimeout, MaxResponseBytes: int64(p.MaxResponseBytes),
+		}
+		if p.Sim != nil {
+			s.Sim = registry.SimSettings{
+				FirstTokenDelay: p.Sim.FirstTokenDelay, TokensPerSecond: p.Sim.TokensPerSecond,
+				FailureRate: p.Sim.FailureRate, CompletionTokens: p.Sim.CompletionTokens,
+			}
+		}
+		adapter, err := registry.Build(name, s)
+		if err != nil {
+			return nil, err
+		}
+		slots := p.Concurrency
+		if p.WorkerConcurrency > 0 {
+			slots = min(slots, p.WorkerConcurrency)
+		}
+		members = append(members, worker.Member{
+			Name: name, Provider: adapter, Slots: slots, Concurrency: p.Concurrency, MaxQueued: maxQueued(cfg, p),
+			MaxRetries: p.MaxRetries, MaxBody: int64(cfg.Server.MaxBodyBytes),
+		})
+	}
+	return members, nil
+}
+
+// newListener opens the public address before anything else starts, so that an
+// address in use is told at once.
+func newListener(cfg *config.Config) (net.Listener, error) {
+	l, err := net.Listen("tcp", cfg.Server.Address)
+	if err != nil {
+		return nil, startFailed(fmt.Errorf("listen on server.address %s: %w", cfg.Server.Address, err))
+	}
+	return l, nil
+}
+
+// Bounds of the HTTP server. Bodies and answers have their own.
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	headerBytes   = 64 << 10
+	bodyTimeout   = 5 * time.Minute
+)
+
+type httpParts struct {
+	fx.In
+	LC       fx.Lifecycle
+	Shutdown fx.Shutdowner
+	Config   *config.Config
+	Listener net.Listener
+	Ingress  *ingress.Ingress
+	Worker   *runningWorker `optional:"true"` // in the same process: it starts before and stops after
+	Log      *slog.Logger
+}
+
+func serveHTTP(p httpParts) {
+	srv := &http.Server{
+		Handler: p.Ingress.Handler(), ReadHeaderTimeout: headerTimeout, ReadTimeout: bodyTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: headerBytes, ErrorLog: slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan struct{})
+	p.LC.Append(fx.StartStopHook(
+		func() {
+			go func() {
+				defer close(done)
+				if err := srv.Serve(p.Listener); !errors.Is(err, http.ErrServerClosed) {
+					p.Log.Error("http server ended", "error", err)
+					_ = p.Shutdown.Shutdown(fx.ExitCode(exitFailure)) // it fails only when a stop is under way
+				}
+			}()
+			p.Log.Info("serving", "address", p.Listener.Addr().String())
+		},
+		func(ctx context.Context) {
+			p.Ingress.Drain()
+			drain, cancel := context.WithTimeout(ctx, p.Config.Server.DrainTimeout)
+			defer cancel()
+			if err := srv.Shutdown(drain); err != nil {
+				p.Log.Warn("drain ran out of time; open connections are closed", "error", err)
+				_ = srv.Close() // its error says what Shutdown's said
+			}
+			<-done
+		},
+	))
+}
+
+// serveWorkerHealth gives a worker its own small listener, if one is configured.
+func serveWorkerHealth(lc fx.Lifecycle, cfg *config.Config, w *runningWorker, names serving, reg *prometheus.Registry, log *slog.Logger) error {
+	if cfg.Observability.Address == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", cfg.Observability.Address)
+	if err != nil {
+		return startFailed(fmt.Errorf("listen on observability.address %s: %w", cfg.Observability.Address, err))
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", observability.MetricsHandler(reg))
+	mux.HandleFunc("GET /livez", func(rw http.ResponseWriter, _ *http.Request) { _, _ = rw.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
+		if !slices.Equal(w.Serves(), names) || !w.Connected() {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = fmt.Fprintf(rw, "connected: %t\nserving: %v of %v\n", w.Connected(), w.Serves(), []string(names))
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout}
+	lc.Append(fx.StartStopHook(
+		func() {
+			go func() {
+				if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+					log.Error("health listener ended", "error", err)
+				}
+			}()
+		},
+		func() error { return srv.Close() },
+	))
+	return nil
+}

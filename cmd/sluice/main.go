@@ -1,0 +1,110 @@
+// Command sluice is an asynchronous inference broker: an OpenAI-compatible ingress
+// whose requests reach the workers of each provider through a durable queue.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"sluice/internal/config"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// Exit codes, as Unix programs use them.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "sluice: %v\nTry 'sluice --help'.\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "sluice: %v\n", err)
+		return exitFailure
+	}
+}
+
+// settings are the flags that every command shares.
+type settings struct{ path string }
+
+func (s *settings) load(role config.Role, providers ...string) (*config.Loaded, error) {
+	return config.Load(config.Options{Path: s.path, Role: role, Providers: providers})
+}
+
+func newRoot() *cobra.Command {
+	s := &settings{}
+	root := &cobra.Command{
+		Use:   "sluice",
+		Short: "An asynchronous inference broker with an OpenAI-compatible API",
+		Long: `Sluice takes OpenAI-compatible requests, puts them on a durable queue, and lets
+the workers of each provider answer them: an accepted request is never lost, a
+started stream can be resumed, and usage is counted exactly once.`,
+		Example: `  sluice serve                          everything in one process, no setup
+  sluice ingress --config sluice.yaml   the HTTP side alone
+  sluice worker --provider openai       a worker for one provider, anywhere`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q", args[0])}
+			}
+			return cmd.Help()
+		},
+		Args: cobra.ArbitraryArgs,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVarP(&s.path, "config", "c", os.Getenv("SLUICE_CONFIG"), "configuration file (YAML); SLUICE_CONFIG names one too")
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(
+		serveCommand(s), ingressCommand(s), workerCommand(s), migrateCommand(s),
+		keysCommand(s), configCommand(s), versionCommand(),
+	)
+	return root
+}
+
+// noArgs refuses arguments with the exit code of a usage error.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no argument, got %q", cmd.CommandPath(), args[0])}
+	}
+	return nil
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "sluice "+version)
+			return err
+		},
+	}
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/fx"
+	"go.uber.org/fx/fxevent"
+
+	"sluice/internal/config"
+	"sluice/internal/observability"
+)
+
+func serveCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve",
+		Short: "Run ingress and worker in one process",
+		Long: `Run ingress and worker in one process. Without a configuration file it uses an
+embedded queue and an embedded database under ./data, looks for providers in the
+environment (OPENAI_API_KEY) and on this machine (Ollama), and always offers the
+simulated provider "sim". The first start makes an API key and prints it once.`,
+		Example: `  sluice serve
+  sluice serve --config sluice.yaml
+  SLUICE_SERVER_ADDRESS=127.0.0.1:9000 sluice serve`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			loaded, err := s.load(config.RoleServe)
+			if err != nil {
+				return err
+			}
+			return serve(cmd, loaded)
+		},
+	}
+}
+
+func serve(cmd *cobra.Command, loaded *config.Loaded) error {
+	cfg := loaded.Config
+	var found []config.Found
+	if len(cfg.Providers) == 0 {
+		found = config.Discover(cmd.Context(), os.Environ(), config.Probe)
+		cfg.Providers = make(map[string]config.Provider)
+		for _, f := range found {
+			if f.Provider != nil {
+				cfg.Providers[f.Name] = *f.Provider
+			}
+		}
+	}
+	return runRole(cmd, loaded, fx.Supply(welcome{out: cmd.OutOrStdout(), found: found}),
+		storeModule, ingressModule, workerModule, fx.Supply(serving(slices.Sorted(maps.Keys(cfg.Providers)))), fx.Invoke(greet))
+}
+
+func ingressCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ingress",
+		Short: "Run the HTTP side alone",
+		Long: `Run the HTTP side alone: it authenticates, checks and routes requests and sends
+them to the queue. It needs an external NATS server (queue.url) and a database
+that its workers never see; it reads no provider's secret.`,
+		Example: `  sluice migrate --config ingress.yaml && sluice ingress --config ingress.yaml`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			loaded, err := s.load(config.RoleIngress)
+			if err != nil {
+				return err
+			}
+			if loaded.Config.Queue.URL == "" {
+				return errors.New("queue.url is empty: an ingress of its own needs an external NATS server to reach its workers; 'sluice serve' brings one along")
+			}
+			return runRole(cmd, loaded, storeModule, ingressModule)
+		},
+	}
+}
+
+func workerCommand(s *settings) *cobra.Command {
+	var names []string
+	cmd := &cobra.Command{
+		Use:   "worker --provider NAME...",
+		Short: "Run a worker for one or several providers",
+		Long: `Run a worker for one or several providers of the configuration. It reaches out to
+NATS and to its providers and needs nothing else: no database, no open port.
+Start as many as you like, anywhere.`,
+		Example: `  sluice worker --provider openai --config worker.yaml
+  sluice worker --provider vllm --provider ollama --config worker.yaml`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			loaded, err := s.load(config.RoleWorker, names...)
+			if err != nil {
+				return err
+			}
+			if loaded.Config.Queue.URL == "" {
+				return errors.New("queue.url is empty: a worker of its own needs the NATS server that its ingress uses; 'sluice serve' brings one along")
+			}
+			if len(names) == 0 {
+				return usageError{errors.New("--provider is missing: name the providers to serve")}
+			}
+			for _, n := range names {
+				if _, ok := loaded.Config.Providers[n]; !ok {
+					return usageError{fmt.Errorf("--provider %s: the configuration has no provider of this name; it has %q", n, slices.Sorted(maps.Keys(loaded.Config.Providers)))}
+				}
+			}
+			slices.Sort(names)
+			return runRole(cmd, loaded, workerModule, fx.Supply(serving(slices.Compact(names))), fx.Invoke(serveWorkerHealth))
+		},
+	}
+	cmd.Flags().StringSliceVarP(&names, "provider", "p", nil, "provider to serve; may be given several times")
+	return cmd
+}
+
+// stopMargin is what is left for the last words after the drain.
+const stopMargin = 30 * time.Second
+
+// gcPercent trades memory for processor time: a request leaves much short-lived
+// memory behind, while little lives long. GOGC overrides it.
+const gcPercent = 400
+
+// runRole composes a role and runs it until a signal, or until it fails.
+func runRole(cmd *cobra.Command, loaded *config.Loaded, parts ...fx.Option) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	cfg := loaded.Config
+	log, err := observability.NewLogger(cmd.ErrOrStderr(), cfg.Observability.LogLevel, cfg.Observability.LogFormat)
+	if err != nil {
+		return err
+	}
+	if len(loaded.UnknownEnv) > 0 {
+		log.Info("environment variables that are no settings", "names", loaded.UnknownEnv)
+	}
+	app := fx.New(
+		fx.Supply(cfg, log),
+		fx.WithLogger(func() fxevent.Logger { return fxevent.NopLogger }),
+		fx.StartTimeout(2*time.Minute), fx.StopTimeout(cfg.Server.DrainTimeout*2+stopMargin),
+		baseModule, fx.Options(parts...),
+	)
+	if err := app.Err(); err != nil {
+		return rootCause(err)
+	}
+	return runApp(cmd.Context(), app, log)
+}
+
+func runApp(ctx context.Context, app *fx.App, log *slog.Logger) error {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	start, cancel := context.WithTimeout(ctx, app.StartTimeout())
+	defer cancel()
+	if err := app.Start(start); err != nil {
+		return rootCause(err)
+	}
+	var failed error
+	select {
+	case <-ctx.Done():
+	case sig := <-signals:
+		log.Info("stopping: finishing the work in hand; a second signal ends it at once", "signal", sig.String())
+	case <-app.Wait():
+		failed = errors.New("a part of the process failed; see the log")
+	}
+	go func() {
+		if _, again := <-signals; again {
+			os.Exit(exitFailure) //nolint:revive // the second signal asks for exactly this
+		}
+	}()
+	stop, cancelStop := context.WithTimeout(context.WithoutCancel(ctx), app.StopTimeout())
+	defer cancelStop()
+	return errors.Join(failed, app.Stop(stop))
+}
+
+// rootCause takes off what fx tells of constructors around an error.
+func rootCause(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		var s startError
+		if errors.As(err, &s) {
+			return s.error
+		}
+		err = inner
+	}
+}
+
+// startError is an error that a person can act on, whatever wraps it.
+type startError struct{ error }
+
+func startFailed(err error) error {
+	if err == nil {
+		return nil
+	}
+	return startError{err}
+}
+
+func sqlitePath(cfg *config.Config) string { return filepath.Join(cfg.DataDir, "sluice.db") }
+
+// lockDataDir keeps a second process off the same data directory: two embedded
+// servers on one store would destroy it.
+func lockDataDir(dir string) (io.Closer, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create data directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
+	if err := tryLock(f); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("data directory %s is used by another sluice process: %w", dir, err)
+	}
+	return f, nil
+}
