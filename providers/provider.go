@@ -17,8 +17,12 @@ import (
 type Call struct {
 	Kind      inference.Kind
 	Model     string // what to ask the upstream for; replaces the body's model where it differs
-	Body      []byte // canonical request; an adapter must not change these bytes in place
 	RequestID string
+
+	// Body is the canonical request. An adapter must not change these bytes in place,
+	// and the caller must not reuse them when the call has returned: a transport may
+	// still be sending them when the upstream answers early.
+	Body []byte
 
 	// IncludeUsage says that the client wants the usage chunk at the end of a streamed
 	// answer. The adapter asks the upstream for usage in any case and leaves the

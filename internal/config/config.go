@@ -1,0 +1,210 @@
+package config
+
+import "time"
+
+// Config is the whole static configuration. The comments on the fields below are
+// also the descriptions in the JSON Schema, and the tags are read by this package:
+// default, min and max are written as in the file, oneof lists the accepted words,
+// and side names the only role that may read a setting.
+type Config struct {
+	// The HTTP front door.
+	Server Server `yaml:"server"`
+	// Directory for what Sluice keeps by itself: the embedded NATS server's files and the SQLite database.
+	DataDir string `yaml:"data_dir" default:"./data"`
+	// NATS JetStream, through which every request goes.
+	Queue Queue `yaml:"queue"`
+	// The database of keys and usage.
+	Store Store `yaml:"store"`
+	// Who may call.
+	Auth Auth `yaml:"auth"`
+	// The upstreams by name. A name is made of lower-case letters, digits, "-" and "_".
+	Providers map[string]Provider `yaml:"providers"`
+	// Which provider serves which request.
+	Routing Routing `yaml:"routing"`
+	// Limits for each key. There are no settings yet.
+	RateLimit RateLimit `yaml:"rate_limit"`
+	// The answer cache. There are no settings yet.
+	Cache Cache `yaml:"cache"`
+	// Logs, metrics and health.
+	Observability Observability `yaml:"observability"`
+}
+
+// Server configures the ingress's HTTP side.
+type Server struct {
+	// Where the ingress listens, as host:port. An empty host means every interface.
+	Address string `yaml:"address" default:"127.0.0.1:8080"`
+	// A request's deadline, and the most that a client may ask for in x-sluice-timeout.
+	Timeout time.Duration `yaml:"timeout" default:"10m" min:"1ms" max:"24h"`
+	// Time between the comments that keep an SSE connection open while nothing else flows.
+	Keepalive time.Duration `yaml:"keepalive" default:"5s" min:"10ms" max:"10m"`
+	// Largest request body. A larger one is refused with 413.
+	MaxBodyBytes Size `yaml:"max_body_bytes" default:"32MiB" min:"1KiB" max:"1GiB"`
+	// How long a streamed job goes on after its client dropped, so that the client can come back. 0s cancels at once.
+	ResumeWindow time.Duration `yaml:"resume_window" default:"0s" min:"0s" max:"24h"`
+	// How long a stopping process waits for the work in hand.
+	DrainTimeout time.Duration `yaml:"drain_timeout" default:"30s" min:"0s" max:"1h"`
+	// Requests that one ingress holds at once. More are refused with 429.
+	MaxInFlight int `yaml:"max_in_flight" default:"10000" min:"1" max:"1000000"`
+}
+
+// Queue configures NATS JetStream.
+type Queue struct {
+	// Address of an external NATS server, or several with commas between them (nats, tls, ws or wss). Empty: a server inside this process.
+	URL URL `yaml:"url"`
+	// File with NATS credentials (JWT and seed).
+	CredentialsFile string `yaml:"credentials_file"`
+	// User name at the NATS server.
+	User string `yaml:"user"`
+	// Password of the user at the NATS server.
+	Password Secret `yaml:"password"`
+	// Token for a NATS server that asks for one.
+	Token Secret `yaml:"token"`
+	// TLS towards the NATS server.
+	TLS TLS `yaml:"tls"`
+	// Copies of each stream in a NATS cluster.
+	Replicas int `yaml:"replicas" default:"1" min:"1" max:"5"`
+	// Where the interactive lane's jobs are kept. A file survives a restart of the server and costs some latency.
+	Storage string `yaml:"storage" default:"memory" oneof:"memory,file"`
+	// Jobs waiting or running for one provider. More are refused with 429.
+	MaxQueued int `yaml:"max_queued" default:"1000" min:"1" max:"1000000"`
+	// How long a worker may be silent about a job it holds before another worker gets it.
+	AckWait time.Duration `yaml:"ack_wait" default:"5s" min:"100ms" max:"10m"`
+	// Memory for the token events kept for replay.
+	EventsMaxBytes Size `yaml:"events_max_bytes" default:"256MiB" min:"1MiB" max:"1TiB"`
+	// How long token events are kept for replay.
+	EventsMaxAge time.Duration `yaml:"events_max_age" default:"15m" min:"1s" max:"24h"`
+	// Space in the object store for bodies too large for a NATS message.
+	BodiesMaxBytes Size `yaml:"bodies_max_bytes" default:"4GiB" min:"1MiB" max:"1PiB"`
+}
+
+// TLS names the files of a TLS client.
+type TLS struct {
+	// File with the certificate authorities to trust. Empty: the system's.
+	CAFile string `yaml:"ca_file"`
+	// File with the client's certificate.
+	CertFile string `yaml:"cert_file"`
+	// File with the key of the client's certificate.
+	KeyFile string `yaml:"key_file"`
+}
+
+// Store configures the database.
+type Store struct {
+	// Address of a Postgres database (postgres://…). Empty: SQLite in the data directory.
+	URL URL `yaml:"url" side:"ingress"`
+}
+
+// Auth configures who may call.
+type Auth struct {
+	// Keys that are valid beside those in the database.
+	Keys []StaticKey `yaml:"keys" side:"ingress"`
+}
+
+// StaticKey is an API key that the configuration carries.
+type StaticKey struct {
+	// Name of the key in logs and in the ledger, unique in this list.
+	Name string `yaml:"name"`
+	// The key itself, 16 characters or more.
+	Key Secret `yaml:"key"`
+	// Tenant that the key's usage counts for.
+	Tenant string `yaml:"tenant" default:"default"`
+	// Models that the key may use, as names or globs. Empty: all.
+	Models []string `yaml:"models"`
+	// When the key ends, as an RFC 3339 time. Not given: never.
+	ExpiresAt time.Time `yaml:"expires_at"`
+}
+
+// Provider is one upstream. An ingress needs its name, its models and its bounds;
+// only a worker reads its address and its secret.
+type Provider struct {
+	// Which adapter speaks to the upstream: openai for any OpenAI-compatible API, sim for the simulated provider. A worker needs it.
+	Type string `yaml:"type" oneof:"openai,sim"`
+	// Address of the upstream's API, such as https://api.openai.com/v1. A worker needs it for the type openai.
+	BaseURL URL `yaml:"base_url" side:"worker"`
+	// The upstream's API key. Empty: none is sent.
+	APIKey Secret `yaml:"api_key" side:"worker"`
+	// Models served, as names or globs. Empty: a worker asks the upstream.
+	Models []string `yaml:"models"`
+	// Calls at once, across all workers.
+	Concurrency int `yaml:"concurrency" default:"64" min:"1" max:"100000"`
+	// Calls at once in one worker. 0: as many as concurrency says.
+	WorkerConcurrency int `yaml:"worker_concurrency" default:"0" min:"0" max:"100000"`
+	// Longest time that one call may take.
+	Timeout time.Duration `yaml:"timeout" default:"5m" min:"1ms" max:"24h"`
+	// Longest silence between two chunks of a streamed answer.
+	IdleTimeout time.Duration `yaml:"idle_timeout" default:"60s" min:"1ms" max:"24h"`
+	// Jobs waiting or running for this provider. 0: as queue.max_queued says.
+	MaxQueued int `yaml:"max_queued" default:"0" min:"0" max:"1000000"`
+	// Further attempts after a call that failed in a way that may pass.
+	MaxRetries int `yaml:"max_retries" default:"2" min:"0" max:"20"`
+	// Largest answer taken from the upstream.
+	MaxResponseBytes Size `yaml:"max_response_bytes" default:"32MiB" min:"1KiB" max:"1GiB"`
+	// How the simulated provider behaves. Only for the type sim.
+	Sim *Sim `yaml:"sim"`
+}
+
+// Sim configures the simulated provider.
+type Sim struct {
+	// Time before the first token.
+	FirstTokenDelay time.Duration `yaml:"first_token_delay" default:"50ms" min:"0s" max:"24h"`
+	// Tokens a second after the first.
+	TokensPerSecond float64 `yaml:"tokens_per_second" default:"50" min:"0.001" max:"1000000"`
+	// Share of the calls that fail, from 0 to 1.
+	FailureRate float64 `yaml:"failure_rate" default:"0" min:"0" max:"1"`
+	// Length of an answer when the request gives no max_tokens.
+	CompletionTokens int `yaml:"completion_tokens" default:"64" min:"1" max:"1000000"`
+}
+
+// Routing configures which provider serves which request.
+type Routing struct {
+	// Providers in the order to try them where several serve a model; those not named follow by name.
+	Order []string `yaml:"order"`
+}
+
+// RateLimit is accepted so that a file may have the section; it has no settings yet.
+type RateLimit struct{}
+
+// Cache is accepted so that a file may have the section; it has no settings yet.
+type Cache struct{}
+
+// Observability configures logs, metrics and health.
+type Observability struct {
+	// Least severe level that is logged.
+	LogLevel string `yaml:"log_level" default:"info" oneof:"debug,info,warn,error"`
+	// Form of the log lines.
+	LogFormat string `yaml:"log_format" default:"json" oneof:"json,text"`
+	// Where a worker listens for health and metrics, as host:port. Empty: nowhere.
+	Address string `yaml:"address"`
+}
+
+// Default returns the configuration of an empty file.
+func Default() Config {
+	var c Config
+	applyDefaults(specOf(c), valueOf(&c))
+	return c
+}
+
+// NewProvider returns a provider of the given type with every other setting at its
+// default.
+func NewProvider(kind string) Provider {
+	var p Provider
+	applyDefaults(specOf(p), valueOf(&p))
+	p.Type = kind
+	p.fillSim()
+	return p
+}
+
+// fillSim gives a simulated provider its defaults, so that a reader of the type sim
+// never meets a nil Sim.
+func (p *Provider) fillSim() {
+	if p.Type != TypeSim || p.Sim != nil {
+		return
+	}
+	p.Sim = new(Sim)
+	applyDefaults(specOf(*p.Sim), valueOf(p.Sim))
+}
+
+// The provider types that have an adapter.
+const (
+	TypeOpenAI = "openai"
+	TypeSim    = "sim"
+)

@@ -1,0 +1,195 @@
+package config
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// envPrefix begins the name of every variable that overrides a setting.
+const envPrefix = "SLUICE_"
+
+// override is one variable and the setting that it gives.
+type override struct {
+	name   string
+	path   path
+	spec   *spec
+	value  string
+	clash  bool // the name fits more than one provider of the file
+	number int  // the first list index in the path, so that elements come in order
+}
+
+// overlay puts the settings of the environment over those of the file. It returns
+// the names of the variables that begin with SLUICE_ and are no setting: Kubernetes
+// makes such variables for a service that is called sluice.
+func overlay(root *node, s *spec, environ map[string]string, f *faults) (unknown []string) {
+	var overrides []override
+	for name, value := range environ {
+		rest, ok := strings.CutPrefix(name, envPrefix)
+		if !ok {
+			continue
+		}
+		o, ok := resolve(root, s, rest)
+		if !ok {
+			unknown = append(unknown, name)
+			continue
+		}
+		o.name, o.value = name, value
+		overrides = append(overrides, o)
+	}
+	slices.Sort(unknown)
+	slices.SortFunc(overrides, func(a, b override) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.name, b.name))
+	})
+	for _, o := range overrides {
+		apply(root, o, f)
+	}
+	return unknown
+}
+
+func apply(root *node, o override, f *faults) {
+	at := origin{env: o.name}
+	if o.clash {
+		f.add(at, o.path, "fits more than one provider in the file; rename one of them")
+		return
+	}
+	if i := slices.IndexFunc(o.path, func(seg string) bool { return strings.HasPrefix(seg, "[") }); i >= 0 {
+		length := 0
+		if list := root.lookup(o.path[:i]); list != nil {
+			length = len(list.items)
+		}
+		if o.number > length {
+			f.add(at, o.path, "leaves a gap in the list; the next element is %d", length)
+			return
+		}
+	}
+	value := &node{kind: nodeText, text: o.value, env: true, at: at}
+	if o.spec.kind == kindList {
+		value = listFromEnv(o.value, at)
+	}
+	root.put(o.path, value)
+}
+
+// listFromEnv splits at commas. An empty variable is an empty list.
+func listFromEnv(text string, at origin) *node {
+	list := &node{kind: nodeList, at: at}
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			list.items = append(list.items, &node{kind: nodeText, text: part, env: true, at: at})
+		}
+	}
+	return list
+}
+
+// resolve finds the setting that the rest of a variable's name stands for. n is the
+// file's node at s, or nil.
+func resolve(n *node, s *spec, rest string) (override, bool) {
+	switch s.kind {
+	case kindStruct:
+		return resolveField(n, s, rest)
+	case kindMap:
+		return resolveName(n, s, rest)
+	case kindList:
+		if s.elem.kind == kindStruct {
+			return resolveElement(n, s, rest)
+		}
+	}
+	return override{spec: s}, rest == ""
+}
+
+func resolveField(n *node, s *spec, rest string) (override, bool) {
+	for _, f := range s.fields {
+		tail, ok := strings.CutPrefix(rest, strings.ToUpper(f.name))
+		if !ok {
+			continue
+		}
+		if tail, ok = strings.CutPrefix(tail, "_"); !ok && tail != "" {
+			continue
+		}
+		if o, ok := resolve(descend(n, f.name), f, tail); ok {
+			o.path = slices.Insert(o.path, 0, f.name)
+			return o, true
+		}
+	}
+	return override{}, false
+}
+
+// resolveName splits the rest into an element's name and a setting in it. A name
+// that the file has goes first; else the longest known setting at the end wins.
+func resolveName(n *node, s *spec, rest string) (override, bool) {
+	var fresh override
+	found := false
+	for i := range len(rest) {
+		if rest[i] != '_' || i == 0 {
+			continue
+		}
+		name := strings.ToLower(rest[:i])
+		names := namesLike(n, name)
+		if len(names) > 0 {
+			name = names[0]
+		}
+		o, ok := resolve(descend(n, name), s.elem, rest[i+1:])
+		if !ok {
+			continue
+		}
+		o.path = slices.Insert(o.path, 0, name)
+		if len(names) > 0 {
+			o.clash = len(names) > 1
+			return o, true
+		}
+		if !found {
+			fresh, found = o, true
+		}
+	}
+	return fresh, found
+}
+
+// namesLike returns the names in the file that a variable can mean by name, in
+// which "_" may stand for "-". An exact match is the only one.
+func namesLike(n *node, name string) []string {
+	if n == nil {
+		return nil
+	}
+	var names []string
+	for _, e := range n.entries {
+		if e.key == name {
+			return []string{name}
+		}
+		if strings.ReplaceAll(e.key, "-", "_") == name {
+			names = append(names, e.key)
+		}
+	}
+	return names
+}
+
+func resolveElement(n *node, s *spec, rest string) (override, bool) {
+	digits, tail, ok := strings.Cut(rest, "_")
+	i, err := strconv.Atoi(digits)
+	if !ok || err != nil || i < 0 || strconv.Itoa(i) != digits {
+		return override{}, false
+	}
+	segment := "[" + digits + "]"
+	o, ok := resolve(descend(n, segment), s.elem, tail)
+	o.path = slices.Insert(o.path, 0, segment)
+	o.number = i
+	return o, ok
+}
+
+func descend(n *node, segment string) *node {
+	if n == nil {
+		return nil
+	}
+	return n.descend(segment)
+}
+
+// environMap turns NAME=value pairs into a map.
+func environMap(environ []string) map[string]string {
+	m := make(map[string]string, len(environ))
+	for _, pair := range environ {
+		if name, value, ok := strings.Cut(pair, "="); ok {
+			m[name] = value
+		}
+	}
+	return m
+}

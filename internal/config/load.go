@@ -1,0 +1,120 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+)
+
+// Role is the part of Sluice that reads the configuration. The wall between the
+// roles holds here already: an ingress is never given a provider's address or
+// secret, and a worker never the database or a client's key, even when all of them
+// stand in one file. Variables that only such settings need may be unset.
+type Role string
+
+// The roles.
+const (
+	RoleServe   Role = "serve" // both sides in one process
+	RoleIngress Role = "ingress"
+	RoleWorker  Role = "worker"
+)
+
+// Options says what Load reads.
+type Options struct {
+	// Path of the file; empty for none.
+	Path string
+
+	// Environ holds NAME=value pairs; nil takes the process's own.
+	Environ []string
+
+	// Role is whose settings are wanted; empty means RoleServe.
+	Role Role
+
+	// Providers are those that a worker serves: the address and the secret of any other are
+	// neither wanted nor given. Empty means all.
+	Providers []string
+}
+
+// Loaded is what Load found.
+type Loaded struct {
+	Config *Config
+
+	// UnknownEnv are the names of variables that begin with SLUICE_ and are no setting,
+	// in order. They are worth a log line and no more: Kubernetes makes such variables.
+	UnknownEnv []string
+}
+
+// Load reads the defaults, the file and the environment, each over the one before.
+// What is wrong with the settings comes as an *InvalidError that names every fault;
+// a file that cannot be read comes as the system's error.
+func Load(opts Options) (*Loaded, error) {
+	if opts.Environ == nil {
+		opts.Environ = os.Environ()
+	}
+	var data []byte
+	if opts.Path != "" {
+		var err error
+		if data, err = readFile(opts.Path); err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+	}
+	return load(data, opts)
+}
+
+// load is Load without the disk.
+func load(data []byte, opts Options) (*Loaded, error) {
+	if opts.Role == "" {
+		opts.Role = RoleServe
+	}
+	f := newFaults()
+	root := parseFile(opts.Path, data, f)
+	environ := environMap(opts.Environ)
+	c := Default()
+	s := specOf(c)
+	unknown := overlay(root, s, environ, f)
+
+	d := &decoder{
+		faults:   f,
+		withheld: opts.withheld,
+		expander: &expander{lookup: func(name string) (string, bool) {
+			value, ok := environ[name]
+			return value, ok
+		}},
+	}
+	d.decode(root, s, valueOf(&c), nil)
+	for name, p := range c.Providers {
+		p.fillSim()
+		c.Providers[name] = p
+	}
+	validate(&c, opts, root, f)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	return &Loaded{Config: &c, UnknownEnv: unknown}, nil
+}
+
+// withheld says whether the role must not have a setting of the given side.
+func (o Options) withheld(p path, side Role) bool {
+	if o.Role == RoleServe {
+		return false
+	}
+	if o.Role != side {
+		return true
+	}
+	isProvider := len(p) > 1 && p[0] == "providers"
+	return isProvider && len(o.Providers) > 0 && !slices.Contains(o.Providers, p[1])
+}
+
+// readFile reads one byte more than a file may have, for the parser to see.
+func readFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxFileBytes+1))
+	if closeErr := file.Close(); err == nil {
+		err = closeErr
+	}
+	return data, err
+}

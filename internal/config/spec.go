@@ -1,0 +1,147 @@
+package config
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+)
+
+// kind is what a setting's value looks like in the file.
+type kind int
+
+const (
+	kindStruct kind = iota
+	kindMap
+	kindList
+	kindText
+	kindInt
+	kindSize
+	kindFloat
+	kindDuration
+	kindTime
+)
+
+// spec describes one setting: its kind and bounds, or the settings inside it. It is
+// read off the structs' types and tags.
+type spec struct {
+	name  string // the key in the file; empty for the root and for elements
+	doc   string // Type.Field, by which the field's comment is found
+	kind  kind
+	typ   reflect.Type
+	index int // of the field in its struct
+
+	def      any // parsed default; nil without one
+	min, max any // parsed bounds; nil without one
+	bounds   [2]string
+	oneOf    []string
+	side     Role // the role that alone may read it besides serve; empty for all
+
+	fields []*spec // of a struct, in the order of the file
+	elem   *spec   // of a map or a list
+}
+
+// specOf describes the type of v, a struct of this package.
+func specOf(v any) *spec { return specOfType(reflect.TypeOf(v)) }
+
+func specOfType(t reflect.Type) *spec {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	s := &spec{typ: t, kind: kindOf(t)}
+	switch s.kind {
+	case kindStruct:
+		for i := range t.NumField() {
+			s.fields = append(s.fields, specOfField(t, i))
+		}
+	case kindMap, kindList:
+		s.elem = specOfType(t.Elem())
+	}
+	return s
+}
+
+func specOfField(owner reflect.Type, i int) *spec {
+	field := owner.Field(i)
+	s := specOfType(field.Type)
+	s.name = field.Tag.Get("yaml")
+	s.doc = owner.Name() + "." + field.Name
+	s.index = i
+	s.side = Role(field.Tag.Get("side"))
+	s.bounds = [2]string{field.Tag.Get("min"), field.Tag.Get("max")}
+	s.def = s.tagValue(field.Tag.Get("default"))
+	s.min, s.max = s.tagValue(s.bounds[0]), s.tagValue(s.bounds[1])
+	if words := field.Tag.Get("oneof"); words != "" {
+		s.oneOf = strings.Split(words, ",")
+	}
+	return s
+}
+
+// tagValue returns a tag's value in the setting's own kind, or nil for an empty
+// one. A test holds every tag against this.
+func (s *spec) tagValue(text string) any {
+	if text == "" {
+		return nil
+	}
+	value, problem := parseScalar(s.kind, text)
+	if problem != "" {
+		return nil
+	}
+	return value
+}
+
+func kindOf(t reflect.Type) kind {
+	switch t {
+	case reflect.TypeFor[time.Duration]():
+		return kindDuration
+	case reflect.TypeFor[time.Time]():
+		return kindTime
+	case reflect.TypeFor[Size]():
+		return kindSize
+	}
+	switch t.Kind() {
+	case reflect.Struct:
+		return kindStruct
+	case reflect.Map:
+		return kindMap
+	case reflect.Slice:
+		return kindList
+	case reflect.Int:
+		return kindInt
+	case reflect.Float64:
+		return kindFloat
+	default:
+		return kindText
+	}
+}
+
+func (s *spec) field(name string) *spec {
+	i := slices.IndexFunc(s.fields, func(f *spec) bool { return f.name == name })
+	if i < 0 {
+		return nil
+	}
+	return s.fields[i]
+}
+
+func (s *spec) fieldNames() []string {
+	names := make([]string, len(s.fields))
+	for i, f := range s.fields {
+		names[i] = f.name
+	}
+	return names
+}
+
+// valueOf returns what ptr points to, as something that can be set.
+func valueOf(ptr any) reflect.Value { return reflect.ValueOf(ptr).Elem() }
+
+// applyDefaults sets every default below v, which is of s's type.
+func applyDefaults(s *spec, v reflect.Value) {
+	for _, f := range s.fields {
+		target := v.Field(f.index)
+		switch {
+		case f.kind == kindStruct && target.Kind() == reflect.Struct:
+			applyDefaults(f, target)
+		case f.def != nil:
+			target.Set(reflect.ValueOf(f.def).Convert(f.typ))
+		}
+	}
+}

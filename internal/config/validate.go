@@ -1,0 +1,191 @@
+package config
+
+import (
+	"net"
+	"net/url"
+	glob "path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const (
+	providerNamePattern = `^[a-z0-9][a-z0-9_-]{0,62}$`
+	minKeyLength        = 16
+)
+
+// validator checks what one value's type and bounds cannot say.
+type validator struct {
+	config *Config
+	opts   Options
+	root   *node
+	faults *faults
+}
+
+func validate(c *Config, opts Options, root *node, f *faults) {
+	v := &validator{config: c, opts: opts, root: root, faults: f}
+	v.server()
+	v.queue()
+	v.store()
+	v.auth()
+	v.providers()
+	v.routing()
+	v.listenAddress(c.Observability.Address, "observability", "address")
+}
+
+// wrong notes a fault of the setting at p.
+func (v *validator) wrong(problem string, p ...string) {
+	v.faults.add(v.root.where(p), p, "%s", problem)
+}
+
+func (v *validator) server() {
+	c := v.config
+	if c.Server.Address == "" {
+		v.wrong("must not be empty; write host:port, such as 127.0.0.1:8080", "server", "address")
+	}
+	v.listenAddress(c.Server.Address, "server", "address")
+	if c.Server.ResumeWindow > c.Queue.EventsMaxAge {
+		v.wrong("must not be longer than queue.events_max_age: older events cannot be replayed", "server", "resume_window")
+	}
+	if c.DataDir == "" {
+		v.wrong("must not be empty; name a directory, such as ./data", "data_dir")
+	}
+}
+
+func (v *validator) listenAddress(address string, p ...string) {
+	if address == "" {
+		return
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		v.wrong("must be host:port with a port from 0 to 65535, such as 127.0.0.1:8080", p...)
+	}
+}
+
+func (v *validator) queue() {
+	q := v.config.Queue
+	external := q.URL != ""
+	if external {
+		for _, part := range splitURLs(q.URL.Reveal()) {
+			if !validURL(part, "nats", "tls", "ws", "wss") {
+				v.wrong("must be nats://host:4222, or tls://, ws:// or wss://; several with commas between them", "queue", "url")
+			}
+		}
+	}
+	if !external && v.opts.Role != RoleServe {
+		v.wrong("must name a NATS server: an ingress and a worker in separate processes meet there", "queue", "url")
+	}
+	if !external && q.Replicas > 1 {
+		v.wrong("must be 1 unless queue.url names a NATS cluster", "queue", "replicas")
+	}
+	if q.Password != "" && q.User == "" {
+		v.wrong("needs queue.user beside it", "queue", "password")
+	}
+	if q.TLS.CertFile != "" && q.TLS.KeyFile == "" {
+		v.wrong("needs queue.tls.key_file beside it", "queue", "tls", "cert_file")
+	}
+	if q.TLS.KeyFile != "" && q.TLS.CertFile == "" {
+		v.wrong("needs queue.tls.cert_file beside it", "queue", "tls", "key_file")
+	}
+}
+
+func (v *validator) store() {
+	if u := v.config.Store.URL; u != "" && !validURL(u.Reveal(), "postgres", "postgresql") {
+		v.wrong("must be postgres://user:password@host:5432/database, or empty for SQLite; characters such as / and @ in a password are written as %2F and %40", "store", "url")
+	}
+}
+
+func (v *validator) auth() {
+	names := make(map[string]bool)
+	keys := make(map[Secret]bool)
+	for i, key := range v.config.Auth.Keys {
+		at := path{"auth", "keys"}.at(i)
+		switch {
+		case key.Name == "":
+			v.wrong("must not be empty: every key needs a name", at.with("name")...)
+		case names[key.Name]:
+			v.wrong("is the name of an earlier key; names are unique", at.with("name")...)
+		}
+		switch {
+		case len(key.Key) < minKeyLength:
+			v.wrong("must have 16 characters or more", at.with("key")...)
+		case keys[key.Key]:
+			v.wrong("is the same as an earlier key", at.with("key")...)
+		}
+		if key.Tenant == "" {
+			v.wrong("must not be empty; remove it for the tenant called default", at.with("tenant")...)
+		}
+		names[key.Name], keys[key.Key] = true, true
+		v.globs(key.Models, at.with("models"))
+	}
+}
+
+func (v *validator) providers() {
+	if len(v.config.Providers) == 0 && v.opts.Role != RoleServe {
+		v.wrong("must name at least one provider", "providers")
+	}
+	valid := regexp.MustCompile(providerNamePattern)
+	for name, p := range v.config.Providers {
+		at := path{"providers", name}
+		if !valid.MatchString(name) {
+			v.wrong("must begin with a lower-case letter or digit and hold only these, - and _, 63 characters at most", at...)
+			continue
+		}
+		v.provider(p, at)
+		v.globs(p.Models, at.with("models"))
+	}
+}
+
+func (v *validator) provider(p Provider, at path) {
+	reads := !v.opts.withheld(at, RoleWorker)
+	switch {
+	case p.Type == "" && reads:
+		v.wrong("is missing; write openai for an OpenAI-compatible upstream, or sim", at.with("type")...)
+	case p.Type == TypeOpenAI && reads && p.BaseURL == "":
+		v.wrong("is missing; write the address of the upstream's API, such as https://api.openai.com/v1", at.with("base_url")...)
+	case p.BaseURL != "" && !validURL(p.BaseURL.Reveal(), "http", "https"):
+		v.wrong("must be an http or https address, such as https://api.openai.com/v1", at.with("base_url")...)
+	}
+	if p.Sim != nil && p.Type == TypeOpenAI {
+		v.wrong("is only for a provider of the type sim", at.with("sim")...)
+	}
+	if p.WorkerConcurrency > p.Concurrency {
+		v.wrong("must not be more than concurrency, which holds across all workers", at.with("worker_concurrency")...)
+	}
+}
+
+func (v *validator) routing() {
+	if v.faults.within(path{"providers"}) && len(v.config.Providers) == 0 {
+		return // unread providers are not unknown ones
+	}
+	seen := make(map[string]bool)
+	for i, name := range v.config.Routing.Order {
+		at := path{"routing", "order"}.at(i)
+		_, known := v.config.Providers[name]
+		switch {
+		case !known:
+			v.wrong("names no provider of this configuration", at...)
+		case seen[name]:
+			v.wrong("names a provider a second time", at...)
+		}
+		seen[name] = true
+	}
+}
+
+func (v *validator) globs(models []string, at path) {
+	for i, model := range models {
+		if _, err := glob.Match(model, ""); err != nil || model == "" {
+			v.wrong(`must be a model's name or a glob, such as "gpt-4o*"; [ and \ have a meaning in globs`, at.at(i)...)
+		}
+	}
+}
+
+// validURL reports whether text is a URL with a host and one of the schemes.
+func validURL(text string, schemes ...string) bool {
+	u, err := url.Parse(text)
+	return err == nil && slices.Contains(schemes, strings.ToLower(u.Scheme)) && u.Host != "" && u.Opaque == ""
+}

@@ -1,0 +1,35 @@
+package testkit
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// Main is the TestMain of a package that uses Postgres: it runs the tests, stops
+// the shared server, and fails the package if a goroutine is left behind.
+//
+//	func TestMain(m *testing.M) { testkit.Main(m) }
+//
+// A package whose tests end without it, by a panic or by kill -9, leaves no server
+// behind either; only its end is not waited for.
+func Main(m *testing.M, opts ...goleak.Option) { os.Exit(Run(m, opts...)) }
+
+// Run is Main for a TestMain that has something of its own to clean up: it returns
+// the exit code.
+func Run(m *testing.M, opts ...goleak.Option) int {
+	code := m.Run()
+	if err := stopShared(); err != nil {
+		fmt.Fprintln(os.Stderr, "testkit: stop Postgres server:", err)
+		code = max(code, 1)
+	}
+	if code == 0 {
+		if err := goleak.Find(opts...); err != nil {
+			fmt.Fprintln(os.Stderr, "testkit: goroutines left behind:", err)
+			code = 1
+		}
+	}
+	return code
+}

@@ -1,0 +1,209 @@
+// Package sqlite keeps what Sluice remembers in one SQLite file, for a Sluice that
+// runs without any other server.
+//
+// It decides nothing: what may be stored and how it is found again is said by
+// package store. Several processes on one machine may share the file; a network
+// file system may not hold it.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	_ "modernc.org/sqlite" // registers the driver "sqlite"
+
+	"sluice/migrations"
+	"sluice/store"
+)
+
+const (
+	driverName = "sqlite"
+
+	// timeout bounds one call, busyTimeout the part of it that waits for another
+	// process's transaction: SQLite's wait does not notice the end of a context.
+	timeout     = 5 * time.Second
+	busyTimeout = 4 * time.Second
+
+	// maxReaders is how many reads run beside each other; there is always one writer.
+	maxReaders = 4
+)
+
+// Store is a store.Store in a SQLite file.
+//
+// One connection writes, because SQLite has one writer at a time and callers wait
+// better in a queue of Go's than in SQLite's polling. Others read, and in WAL mode
+// no reader waits for the writer.
+type Store struct {
+	writer *sql.DB
+	reader *sql.DB
+}
+
+var _ store.Store = (*Store)(nil)
+
+// Open opens the database file at path, and makes it, readable by its owner alone,
+// and its folder where they do not exist.
+//
+// synchronous is FULL: a commit has reached the disk when it returns. The ledger
+// needs that, because the queue forgets a record once it is committed here. NORMAL
+// would survive the end of the process, kill -9 included, but lose the last
+// commits with the machine's power. It would save a sync of the disk for each
+// commit; since records come in batches and no request waits for one, that is
+// nothing to save.
+func Open(ctx context.Context, path string) (*Store, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("resolve database path: %w", err)
+	}
+	if err := createFile(abs); err != nil {
+		return nil, err
+	}
+	writer, err := sql.Open(driverName, dsn(abs, url.Values{
+		"_journal_mode": {"WAL"}, "_synchronous": {"FULL"}, "_txlock": {"immediate"},
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	writer.SetMaxOpenConns(1)
+	reader, err := sql.Open(driverName, dsn(abs, url.Values{"_query_only": {"true"}}))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open database: %w", err), writer.Close())
+	}
+	reader.SetMaxOpenConns(maxReaders)
+	reader.SetMaxIdleConns(maxReaders)
+	s := &Store{writer: writer, reader: reader}
+
+	// The writer's first connection turns the file to WAL, which has to come before
+	// any reader's; it also shows whether the file is a database at all.
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := s.writer.PingContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
+	}
+	return s, nil
+}
+
+// createFile makes the file before SQLite would, which gives it the process's
+// default mode. SQLite gives its journal the mode of the database.
+func createFile(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make database folder: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make database file: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("make database file: %w", err)
+	}
+	return nil
+}
+
+// dsn returns path as a URI, in which no character of a path has a meaning.
+func dsn(path string, params url.Values) string {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path // a drive letter
+	}
+	params.Set("mode", "rw")
+	params.Set("_busy_timeout", fmt.Sprint(busyTimeout.Milliseconds()))
+	params.Set("_dqs", "false")
+	uri := url.URL{Scheme: "file", Path: path, RawQuery: params.Encode()}
+	return uri.String()
+}
+
+// Ping implements store.Store.
+func (s *Store) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var tables int
+	if err := s.reader.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables); err != nil {
+		return fmt.Errorf("ping database: %w", err)
+	}
+	return nil
+}
+
+// Migrate implements store.Store. It takes as long as the migrations take; ctx
+// bounds it.
+func (s *Store) Migrate(ctx context.Context) error { return migrations.SQLite(ctx, s.writer) }
+
+// Pending implements store.Store.
+func (s *Store) Pending(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	latest, err := migrations.LatestSQLite()
+	if err != nil {
+		return false, err
+	}
+	var tables int
+	err = s.reader.QueryRowContext(ctx,
+		"SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?", migrations.VersionTable).Scan(&tables)
+	if err != nil {
+		return false, fmt.Errorf("look for schema version: %w", err)
+	}
+	if tables == 0 {
+		return true, nil
+	}
+	var version int64
+	err = s.reader.QueryRowContext(ctx,
+		"SELECT coalesce(max(version_id), 0) FROM "+migrations.VersionTable+" WHERE is_applied").Scan(&version)
+	if err != nil {
+		return false, fmt.Errorf("read schema version: %w", err)
+	}
+	return version < latest, nil
+}
+
+// Close implements store.Store. It waits for calls in flight.
+func (s *Store) Close() error {
+	if err := errors.Join(s.reader.Close(), s.writer.Close()); err != nil {
+		return fmt.Errorf("close database: %w", err)
+	}
+	return nil
+}
+
+// query runs a statement that returns rows on db and collects them.
+func query[T any](
+	ctx context.Context, db *sql.DB, scan func(*sql.Rows) (T, error), statement string, args ...any,
+) (values []T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	rows, err := db.QueryContext(ctx, statement, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		value, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		values = append(values, value)
+	}
+	return values, rows.Err()
+}
+
+// micros returns t as it is stored.
+func micros(t time.Time) int64 { return t.UnixMicro() }
+
+func nullMicros(t time.Time) sql.NullInt64 {
+	return sql.NullInt64{Int64: t.UnixMicro(), Valid: !t.IsZero()}
+}
+
+func fromMicros(n int64) time.Time { return time.UnixMicro(n).UTC() }
+
+func fromNullMicros(n sql.NullInt64) time.Time {
+	if !n.Valid {
+		return time.Time{}
+	}
+	return fromMicros(n.Int64)
+}

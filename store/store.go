@@ -1,0 +1,104 @@
+// Package store says what Sluice remembers: API keys and the usage ledger. It
+// holds the types, the errors and the rules that every database obeys; the
+// subpackages postgres and sqlite keep them, and storetest holds both to one
+// behaviour.
+//
+// It opens no database and never sees a secret: a key is known by its hash. Only
+// ingresses use it; a worker has no database.
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"sluice/internal/inference"
+)
+
+// The errors that callers match. Any other error means that the database could
+// not do its work, and the same call may succeed later.
+var (
+	// ErrNotFound says that no such key is stored.
+	ErrNotFound = errors.New("not found")
+
+	// ErrNameTaken says that a key which is not revoked has the name already.
+	ErrNameTaken = errors.New("name already taken by a key in force")
+
+	// ErrDuplicate says that a key with the same id or the same secret is stored.
+	ErrDuplicate = errors.New("key id or secret already stored")
+
+	// ErrInvalid says that a key or a record can never be stored as it is: trying
+	// again is of no use.
+	ErrInvalid = errors.New("invalid")
+)
+
+// Limits of one call.
+const (
+	MaxBatch     = 1000 // records in one AppendUsage
+	MaxPage      = 1000 // records that one Usage returns
+	DefaultPage  = 100  // records when a filter names no limit
+	MaxModels    = 1000 // globs in a key
+	MaxTextBytes = 512  // any one text; longer texts of a record are cut
+)
+
+// Keys is the part of the store that remembers API keys.
+type Keys interface {
+	// CreateKey stores a key. CreatedAt and UpdatedAt are set by the database's
+	// clock, whatever the key says. Errors: ErrInvalid, ErrNameTaken, ErrDuplicate.
+	CreateKey(ctx context.Context, key Key) error
+
+	// ListKeys returns every key, revoked ones too, oldest first.
+	ListKeys(ctx context.Context) ([]Key, error)
+
+	// RevokeKey marks as revoked the key with this id, or else the key in force with
+	// this name, or else the one last revoked that had it, and returns the key. A
+	// key that is revoked already keeps its first time. Errors: ErrNotFound.
+	RevokeKey(ctx context.Context, idOrName string, at time.Time) (Key, error)
+
+	// KeyByHash returns the key whose secret has this hash, also when it is revoked
+	// or expired. Errors: ErrNotFound.
+	KeyByHash(ctx context.Context, hash [32]byte) (Key, error)
+
+	// KeysChangedSince returns the keys created or revoked at or after since, and the
+	// time to ask with next. Both are of the database's own clock, so clocks that
+	// differ lose nothing. next lies a little in the past, because a change becomes
+	// visible later than the moment it is stamped with: the same key may come
+	// twice, and none is missed. The zero time returns every key.
+	KeysChangedSince(ctx context.Context, since time.Time) (keys []Key, next time.Time, err error)
+}
+
+// Ledger is the part of the store that remembers what each request cost.
+type Ledger interface {
+	// AppendUsage stores records, each job's once: a record whose job is in the ledger
+	// or earlier in the batch is left out. It returns how many were new. Either the
+	// whole batch is stored durably or nothing of it, and the call may be repeated.
+	// Texts are made storable as Clean says. Errors: ErrInvalid for more than
+	// MaxBatch records and for a record without a job id.
+	AppendUsage(ctx context.Context, records []inference.Record) (inserted int, err error)
+
+	// Usage returns the records that the filter selects, newest first; times are UTC
+	// in microseconds.
+	Usage(ctx context.Context, filter UsageFilter) ([]inference.Record, error)
+}
+
+// Store is a database with everything that Sluice remembers. Its methods are safe
+// for concurrent use, and end within a bounded time also when the database does
+// not answer.
+type Store interface {
+	Keys
+	Ledger
+
+	// Ping says whether the database answers.
+	Ping(ctx context.Context) error
+
+	// Migrate brings the schema up to date. Processes that start together do not
+	// get into each other's way.
+	Migrate(ctx context.Context) error
+
+	// Pending reports whether the schema lacks migrations that this build needs. It
+	// changes nothing in the database.
+	Pending(ctx context.Context) (bool, error)
+
+	// Close lets go of the database. No other call may follow.
+	Close() error
+}

@@ -1,0 +1,75 @@
+package main
+
+import "fmt"
+
+// aim is what Sluice with its embedded queue is built to reach.
+type aim struct {
+	text   string
+	metric string
+	limit  float64
+	least  bool // the limit is a lower one
+	ratio  bool // of the floor's figure in the same run
+}
+
+func aims() []aim {
+	return []aim{
+		{text: "added p50 at 200/s at most 1.5 times the floor's", metric: "added_p50_200", limit: 1.5, ratio: true},
+		{text: "added p50 at 1,000/s at most 1.5 times the floor's", metric: "added_p50_1000", limit: 1.5, ratio: true},
+		{text: "added p99 at 200/s at most twice the floor's", metric: "added_p99_200", limit: 2, ratio: true},
+		{text: "added p99 at 1,000/s at most twice the floor's", metric: "added_p99_1000", limit: 2, ratio: true},
+		{text: "most requests/s no less than the floor's", metric: "most", limit: 1, least: true, ratio: true},
+		{text: "gap p99 less than 2 ms over the nominal", metric: "gap_excess", limit: 2},
+		{text: "memory per open stream under 40 KB", metric: "stream_memory", limit: 40},
+		{text: "overload: goodput at least 90% of the closed loop's", metric: "goodput_share", limit: 90, least: true},
+		{text: "overload: a 429 within 10 ms at the median", metric: "refused_p50", limit: 10},
+		{text: "overload: each 429 with Retry-After", metric: "no_retry_after", limit: 0},
+		{text: "overload: memory stays below 256 MB", metric: "peak", limit: 256},
+		{text: "no request failed, hung or lost a token", metric: "failures", limit: 0},
+	}
+}
+
+// aimResult is an aim held against a run.
+type aimResult struct {
+	Aim   string `json:"aim"`
+	Found string `json:"found"`
+	Met   bool   `json:"met"`
+}
+
+func (a aimResult) verdict() string {
+	if a.Met {
+		return "met"
+	}
+	return "MISSED"
+}
+
+// judge holds the embedded system against the aims that the run measured.
+func judge(all map[string]figures) []aimResult {
+	own, floor := all[systemSluice], all[systemFloor]
+	byName := map[string]metric{}
+	for _, m := range metrics() {
+		byName[m.name] = m
+	}
+	var results []aimResult
+	for _, a := range aims() {
+		value, measured := own[a.metric]
+		if !measured {
+			continue
+		}
+		m := byName[a.metric]
+		found := number(value, m.decimals)
+		if a.ratio {
+			by, known := floor[a.metric]
+			if !known {
+				continue
+			}
+			value = m.ratio(value, by)
+			found = fmt.Sprintf("%s against %s, ×%.2f", found, number(by, m.decimals), value)
+		}
+		met := value <= a.limit
+		if a.least {
+			met = value >= a.limit
+		}
+		results = append(results, aimResult{Aim: a.text, Found: found, Met: met})
+	}
+	return results
+}
