@@ -19,6 +19,8 @@ type pool struct {
 	work    context.Context // ends when jobs in hand must be given up
 
 	jobs     sync.WaitGroup
+	idle     chan *queue.Delivery // heard by goroutines without a job
+	quit     chan struct{}        // closed when no more jobs are taken
 	inFlight atomic.Int64
 	ended    atomic.Int64
 	models   atomic.Pointer[[]string]
@@ -56,6 +58,7 @@ func (p *pool) stop() {
 	if p.puller != nil {
 		p.puller.Stop()
 	}
+	close(p.quit)
 }
 
 func (p *pool) started() bool {
@@ -130,19 +133,48 @@ func (r *rate) of(count int64, now time.Time) float64 {
 	return r.avg
 }
 
-// take gives a delivery a goroutine; the puller's slots bound how many there are.
+// slotIdle is how long a goroutine waits for its next job. Reusing it spares each job
+// the growth of a new stack.
+const slotIdle = 10 * time.Second
+
+// take gives a delivery to an idle goroutine, or to a new one; the puller's slots
+// bound how many there are.
 func (p *pool) take(d *queue.Delivery) {
-	p.jobs.Go(func() {
-		released := false
-		release := func() {
-			if !released {
-				released = true
-				p.puller.Free()
-			}
+	select {
+	case p.idle <- d:
+	default:
+		p.jobs.Go(func() { p.serve(d) })
+	}
+}
+
+// serve runs one job after another until there is none for a while, or no more will
+// come.
+func (p *pool) serve(d *queue.Delivery) {
+	wait := time.NewTimer(slotIdle)
+	defer wait.Stop()
+	for {
+		p.serveOne(d)
+		wait.Reset(slotIdle)
+		select {
+		case d = <-p.idle:
+		case <-wait.C:
+			return
+		case <-p.quit:
+			return
 		}
-		defer release()
-		p.handle(d, release)
-	})
+	}
+}
+
+func (p *pool) serveOne(d *queue.Delivery) {
+	released := false
+	release := func() {
+		if !released {
+			released = true
+			p.puller.Free()
+		}
+	}
+	defer release()
+	p.handle(d, release)
 }
 
 // handle judges the delivery and runs it. release frees the slot as soon as the
@@ -165,7 +197,7 @@ func (p *pool) handle(d *queue.Delivery, release func()) {
 		return
 	}
 	defer p.worker.hold.remove(job.ID)
-	if d.Delivery > 1 && !p.mayRunAgain(ctx, job, h) {
+	if d.Delivery > 1 && !p.mayRunAgain(ctx, job, bodyRef, h) {
 		return
 	}
 	r := &execution{pool: p, job: job, bodyRef: bodyRef, held: h}
@@ -181,12 +213,12 @@ const maxOrphanDeliveries = 5
 
 // mayRunAgain asks the job's ingress whether a job that was handed out before is
 // still wanted, and disposes of it if not.
-func (p *pool) mayRunAgain(ctx context.Context, job *inference.Job, h *held) bool {
+func (p *pool) mayRunAgain(ctx context.Context, job *inference.Job, bodyRef string, h *held) bool {
 	p.metrics.redeliveries.Inc()
 	verdict, err := p.worker.answer.Claim(ctx, queue.Claim{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID})
 	switch {
 	case errors.Is(err, queue.ErrNoIngress):
-		return p.mayRunOrphan(ctx, job, h)
+		return p.mayRunOrphan(ctx, job, bodyRef, h)
 	case err != nil:
 		p.worker.log.Warn("claim not judged", "job_id", job.ID, "error", err)
 		h.delivery.Nak(time.Second)
@@ -208,7 +240,7 @@ func (p *pool) mayRunAgain(ctx context.Context, job *inference.Job, h *held) boo
 // nobody to take its answer; a streamed one may still be read through another
 // ingress, unless its answer had begun: then it ends with an error, for its
 // continuation would be another text.
-func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, h *held) bool {
+func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, bodyRef string, h *held) bool {
 	if h.run.Delivery < maxOrphanDeliveries {
 		h.delivery.Nak(time.Second)
 		return false
@@ -216,17 +248,17 @@ func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, h *held) bo
 	lost := inference.Errorf(inference.CodeWorkerLost, "The worker was lost while it answered.")
 	end := &queue.End{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID, Provider: p.member.Name, Attempts: job.Attempts + 1, Err: lost}
 	if job.Stream {
-		blocks, err := p.worker.conn.NewKeptReader(job.ID).Next(ctx)
-		if err != nil {
+		last, err := p.lastKept(ctx, job.ID)
+		switch {
+		case err != nil:
 			h.delivery.Nak(time.Second)
 			return false
-		}
-		if len(blocks) == 0 && h.run.Delivery < 2*maxOrphanDeliveries {
+		case last == nil && h.run.Delivery < 2*maxOrphanDeliveries:
 			return true
-		}
-		if len(blocks) > 0 && blocks[len(blocks)-1].End == nil {
-			h.run = blocks[len(blocks)-1].Run
-			last := blocks[len(blocks)-1]
+		case last == nil:
+		case last.End != nil:
+			end = last.End // it was answered to its end, and only its account is missing
+		default:
 			end.Run, end.LastSeq = last.Run, last.FirstSeq+uint64(len(last.Chunks))-1
 			r := p.worker.conn.NewRecorder(job, last.Run, end.LastSeq+1)
 			if err := r.Finish(ctx, end); err != nil {
@@ -234,8 +266,23 @@ func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, h *held) bo
 			}
 		}
 	}
-	p.abandon(&execution{pool: p, job: job, held: h}, end)
+	p.abandon(&execution{pool: p, job: job, bodyRef: bodyRef, held: h}, end)
 	return false
+}
+
+// lastKept returns the last block that is kept of the job's answer, nil if none is.
+func (p *pool) lastKept(ctx context.Context, jobID string) (*queue.Block, error) {
+	var last *queue.Block
+	for kept := p.worker.conn.NewKeptReader(jobID); ; {
+		blocks, err := kept.Next(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(blocks) == 0 {
+			return last, nil
+		}
+		last = &blocks[len(blocks)-1]
+	}
 }
 
 func (p *pool) bury(d *queue.Delivery, reason string) {

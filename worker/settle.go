@@ -13,6 +13,7 @@ import (
 const (
 	settleRepeat = time.Second // the end is said again when nothing is heard for so long
 	settleAsk    = 3           // repeats before asking whether the ingress is there at all
+	settleGone   = 2           // times in a row that it must be found gone: it may only be reconnecting
 	storeTimeout = 30 * time.Second
 )
 
@@ -33,6 +34,7 @@ func (p *pool) settle(x *execution, end *queue.End) {
 
 	tick := time.NewTicker(settleRepeat)
 	defer tick.Stop()
+	gone := 0
 	for n := 1; ; n++ {
 		select {
 		case <-h.settled:
@@ -43,9 +45,13 @@ func (p *pool) settle(x *execution, end *queue.End) {
 		if p.work.Err() != nil && n > settleAsk {
 			return // the drain is over; unacknowledged, the job comes to another worker
 		}
-		if n%settleAsk == 0 && p.worker.answer.IngressGone(context.WithoutCancel(p.work), end.JobID) {
-			p.abandon(x, end)
-			return
+		if n%settleAsk == 0 {
+			if !p.worker.answer.IngressGone(context.WithoutCancel(p.work), end.JobID) {
+				gone = 0
+			} else if gone++; gone == settleGone {
+				p.abandon(x, end)
+				return
+			}
 		}
 		if err := p.worker.answer.End(end); err != nil {
 			p.worker.log.Warn("end not sent", "job_id", end.JobID, "error", err)

@@ -56,7 +56,7 @@ func New(o Options) *Worker {
 		ready: make(chan struct{}), rebuild: make(chan struct{}, 1),
 	}
 	for _, m := range o.Members {
-		w.pools = append(w.pools, &pool{worker: w, member: m, metrics: o.Metrics.provider(m.Name)})
+		w.pools = append(w.pools, &pool{worker: w, member: m, metrics: o.Metrics.provider(m.Name), idle: make(chan *queue.Delivery), quit: make(chan struct{})})
 	}
 	return w
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -102,7 +103,7 @@ func (d *Dispatcher) Publish(j *inference.Job, bodyRef string) error {
 // is, so that any ingress knows of it before its first chunk.
 func (d *Dispatcher) Open(j *inference.Job) error {
 	m := nats.NewMsg(eventsSubject(j.ID))
-	m.Header[hdrTenant] = []string{j.Tenant}
+	m.Header[hdrTenant] = []string{url.QueryEscape(j.Tenant)}
 	m.Header[hdrOpen] = []string{"1"}
 	if err := d.conn.nc.PublishMsg(m); err != nil {
 		return fmt.Errorf("open events of job %s: %w", j.ID, err)

@@ -55,7 +55,7 @@ func jobMessage(j *inference.Job, bodyRef string) *nats.Msg {
 	set(hdrEpoch, strconv.Itoa(j.Epoch))
 	set(hdrKind, string(j.Kind))
 	set(hdrTenant, url.QueryEscape(j.Tenant))
-	set(hdrKey, j.KeyID)
+	set(hdrKey, url.QueryEscape(j.KeyID))
 	set(hdrModel, url.QueryEscape(j.Model))
 	set(hdrCreated, strconv.FormatInt(j.CreatedAt.UnixMilli(), 10))
 	set(hdrDeadline, strconv.FormatInt(j.Deadline.UnixMilli(), 10))
@@ -89,7 +89,7 @@ func parseJob(subject string, h nats.Header, body []byte) (j *inference.Job, bod
 		return ""
 	}
 	j = &inference.Job{
-		ID: get(hdrJob), RequestID: get(hdrRequest), Kind: inference.Kind(get(hdrKind)), KeyID: get(hdrKey),
+		ID: get(hdrJob), RequestID: get(hdrRequest), Kind: inference.Kind(get(hdrKind)),
 		Lane: inference.Lane(subject[strings.LastIndexByte(subject, '.')+1:]), TraceParent: get(hdrTrace), Body: body,
 	}
 	if !ValidJobID(j.ID) {
@@ -103,6 +103,9 @@ func parseJob(subject string, h nats.Header, body []byte) (j *inference.Job, bod
 	}
 	if j.Tenant, err = url.QueryUnescape(get(hdrTenant)); err != nil {
 		return nil, "", fmt.Errorf("header %s: %w", hdrTenant, err)
+	}
+	if j.KeyID, err = url.QueryUnescape(get(hdrKey)); err != nil {
+		return nil, "", fmt.Errorf("header %s: %w", hdrKey, err)
 	}
 	if j.Model, err = url.QueryUnescape(get(hdrModel)); err != nil {
 		return nil, "", fmt.Errorf("header %s: %w", hdrModel, err)

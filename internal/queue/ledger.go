@@ -2,11 +2,11 @@ package queue
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"sluice/internal/inference"
@@ -19,11 +19,7 @@ const RecordsPerMessage = 256
 // database. It returns when the server has them. The same record may be appended
 // twice: the database knows each job once.
 func (c *Conn) AppendRecords(ctx context.Context, records []inference.Record) error {
-	data, err := json.Marshal(records)
-	if err != nil {
-		return fmt.Errorf("append %d usage records: %w", len(records), err)
-	}
-	if _, err := c.js.Publish(ctx, usageSubject, data); err != nil {
+	if _, err := c.js.Publish(ctx, usageSubject, encodeRecords(records)); err != nil {
 		return fmt.Errorf("append %d usage records: %w", len(records), err)
 	}
 	return nil
@@ -68,8 +64,10 @@ func (c *Conn) consumeRecords(ctx context.Context, store func(context.Context, [
 
 func (c *Conn) storeBatch(ctx context.Context, cons jetstream.Consumer, store func(context.Context, []inference.Record) error) error {
 	// One message opens the batch; those that come shortly after join it.
-	first, err := cons.Next(jetstream.FetchMaxWait(ledgerWait))
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, jetstream.ErrNoMessages) || errors.Is(err, context.Canceled) {
+	wait, cancel := context.WithTimeout(ctx, ledgerWait)
+	first, err := cons.Next(jetstream.FetchContext(wait)) // a stop does not wait for it
+	cancel()
+	if errors.Is(err, nats.ErrTimeout) || errors.Is(err, jetstream.ErrNoMessages) || errors.Is(err, context.DeadlineExceeded) {
 		return nil
 	}
 	if err != nil {
@@ -84,24 +82,26 @@ func (c *Conn) storeBatch(ctx context.Context, cons jetstream.Consumer, store fu
 		msgs = append(msgs, m)
 	}
 	var records []inference.Record
+	readable := msgs[:0]
 	for _, m := range msgs {
-		var rs []inference.Record
-		if err := json.Unmarshal(m.Data(), &rs); err != nil {
+		rs, err := decodeRecords(m.Data())
+		if err != nil {
 			c.log.Error("usage message buried", "error", err)
 			c.buryRecords(ctx, m)
 			continue
 		}
 		records = append(records, rs...)
+		readable = append(readable, m)
 	}
 	if len(records) > 0 {
 		if err := store(ctx, records); err != nil {
-			for _, m := range msgs {
+			for _, m := range readable {
 				_ = m.NakWithDelay(time.Second) // unsaid, it comes again after AckWait
 			}
 			return fmt.Errorf("store %d usage records: %w", len(records), err)
 		}
 	}
-	for _, m := range msgs {
+	for _, m := range readable {
 		if err := m.Ack(); err != nil {
 			return fmt.Errorf("acknowledge usage records: %w", err)
 		}

@@ -3,6 +3,8 @@ package queue
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 )
@@ -40,6 +42,15 @@ func (c *Conn) Announce(p Presence) error {
 	return nil
 }
 
+// maxName bounds a provider's name.
+const maxName = 63
+
+// validName reports whether a stream and a subject can bear the provider's name. One
+// that cannot would fail the making of all the other queues, too.
+func validName(name string) bool {
+	return name != "" && len(name) <= maxName && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
+}
+
 // Watch hears what workers announce. fn comes from one goroutine and must not block.
 func (c *Conn) Watch(fn func(Presence)) (*Listener, error) {
 	sub, err := c.subscribe(presenceSubject, func(m *nats.Msg) {
@@ -48,6 +59,7 @@ func (c *Conn) Watch(fn func(Presence)) (*Listener, error) {
 			c.log.Warn("worker announcement dropped", "bytes", len(m.Data))
 			return
 		}
+		p.Providers = slices.DeleteFunc(p.Providers, func(pp ProviderPresence) bool { return !validName(pp.Name) })
 		fn(p)
 	})
 	if err != nil {

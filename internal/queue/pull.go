@@ -25,6 +25,8 @@ type Puller struct {
 	take     func(*Delivery)
 	lost     func() // the consumer is gone: somebody must make it again
 
+	taking sync.Mutex // held while a job is handed over
+
 	mu        sync.Mutex
 	sub       *nats.Subscription
 	free      int // slots that no job occupies
@@ -87,20 +89,23 @@ func (p *Puller) Reset() {
 	p.ask()
 }
 
-// Stop takes no more jobs. Those that are on their way go back to the queue at once.
+// Stop takes no more jobs: none is handed over after it has returned. Those that are
+// on their way go back to the queue at once.
 func (p *Puller) Stop() {
 	p.mu.Lock()
 	p.stopped = true
 	sub := p.sub
 	p.mu.Unlock()
+	p.taking.Lock()
+	defer p.taking.Unlock()
 	_ = sub.Drain() // hears what is buffered, then unsubscribes; the server forgets the open requests
 }
 
-// ask requests as many jobs as there are free slots not yet asked for. The caller
-// holds mu.
+// ask requests as many jobs as there are free slots not yet asked for. While most of
+// them are asked for it waits for more, so that requests are few. The caller holds mu.
 func (p *Puller) ask() {
 	n := p.free - p.requested
-	if p.stopped || n <= 0 || p.sub == nil || !p.conn.nc.IsConnected() {
+	if p.stopped || n <= 0 || p.requested > p.free/2 || p.sub == nil || !p.conn.nc.IsConnected() {
 		return
 	}
 	req := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, pullExpiry.Nanoseconds())
@@ -117,6 +122,8 @@ func (p *Puller) heard(m *nats.Msg) {
 		p.status(m)
 		return
 	}
+	p.taking.Lock()
+	defer p.taking.Unlock()
 	p.mu.Lock()
 	p.lastHeard = time.Now()
 	p.requested = max(p.requested-1, 0)

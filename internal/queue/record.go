@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"sync"
 	"time"
@@ -92,7 +93,7 @@ func (r *Recorder) Finish(ctx context.Context, end *End) error {
 	return r.flush(ctx, end)
 }
 
-// flush publishes what is pending as one block.
+// flush publishes what is pending, as one block unless it is too large for that.
 func (r *Recorder) flush(ctx context.Context, end *End) error {
 	r.publish.Lock()
 	defer r.publish.Unlock()
@@ -107,19 +108,55 @@ func (r *Recorder) flush(ctx context.Context, end *End) error {
 		return nil
 	}
 	r.stopped = end != nil
-	w := newFrame(64 + len(r.pending)/2)
-	w.uint(r.first)
-	w.int(r.count)
-	w.bytes(s2.Encode(nil, r.pending))
-	first := r.first
-	r.first += uint64(r.count)
-	r.pending, r.count = r.pending[:0], 0
+	var msgs []*nats.Msg
+	for rest := r.pending; ; {
+		block, count := cutBlock(rest, r.count)
+		rest = rest[len(block):]
+		r.count -= count
+		if len(rest) == 0 {
+			msgs = append(msgs, r.message(block, count, end))
+			break
+		}
+		msgs = append(msgs, r.message(block, count, nil))
+	}
+	r.pending = r.pending[:0]
 	r.mu.Unlock()
 
+	var errs []error
+	for _, m := range msgs {
+		errs = append(errs, r.keep(ctx, m))
+	}
+	return errors.Join(errs...)
+}
+
+// cutBlock returns the first of count encoded chunks, as many as fit in a block but
+// at least one. A message has a largest size, and a single chunk is known to fit.
+func cutBlock(pending []byte, count int) (block []byte, chunks int) {
+	if len(pending) <= blockBytes {
+		return pending, count
+	}
+	rest := reader{b: pending}
+	for chunks < count {
+		before := len(pending) - len(rest.b)
+		rest.bytes()
+		if chunks > 0 && len(pending)-len(rest.b) > blockBytes {
+			return pending[:before], chunks
+		}
+		chunks++
+	}
+	return pending, count
+}
+
+// message frames the next block. The caller holds mu.
+func (r *Recorder) message(chunks []byte, count int, end *End) *nats.Msg {
+	w := newFrame(64 + len(chunks)/2)
+	w.uint(r.first)
+	w.int(count)
+	w.bytes(s2.Encode(nil, chunks))
 	m := nats.NewMsg(eventsSubject(r.jobID))
 	m.Header[hdrRun] = []string{runString(r.run)}
-	m.Header[hdrTenant] = []string{r.who}
-	m.Header[hdrMsgID] = []string{r.jobID + "." + runString(r.run) + "." + strconv.FormatUint(first, 10) + "." + strconv.FormatBool(end != nil)}
+	m.Header[hdrTenant] = []string{url.QueryEscape(r.who)}
+	m.Header[hdrMsgID] = []string{r.jobID + "." + runString(r.run) + "." + strconv.FormatUint(r.first, 10) + "." + strconv.FormatBool(end != nil)}
 	if end != nil {
 		m.Header[hdrEnd] = []string{"1"}
 		slim := *end
@@ -127,7 +164,8 @@ func (r *Recorder) flush(ctx context.Context, end *End) error {
 		w.bytes(slim.encode())
 	}
 	m.Data = w.b
-	return r.keep(ctx, m)
+	r.first += uint64(count)
+	return m
 }
 
 func (r *Recorder) keep(ctx context.Context, m *nats.Msg) error {
@@ -158,10 +196,8 @@ func parseRun(s string) (Run, error) {
 	return r, nil
 }
 
-// maxBlock bounds what one kept block may unfold to.
-const maxBlock = 64 << 20
-
-func decodeBlock(jobID string, h nats.Header, data []byte) (*Block, error) {
+// decodeBlock reads a block that unfolds to most bytes at most.
+func decodeBlock(jobID string, h nats.Header, data []byte, most int) (*Block, error) {
 	run, err := parseRun(h.Get(hdrRun))
 	if err != nil {
 		return nil, err
@@ -177,7 +213,7 @@ func decodeBlock(jobID string, h nats.Header, data []byte) (*Block, error) {
 	if err := r.end(); err != nil {
 		return nil, err
 	}
-	if n, err := s2.DecodedLen(packed); err != nil || n > maxBlock || count > n {
+	if n, err := s2.DecodedLen(packed); err != nil || n > most || count > n {
 		return nil, errFrame
 	}
 	raw, err := s2.Decode(nil, packed)

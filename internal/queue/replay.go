@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -53,7 +54,7 @@ func (k *KeptReader) Next(ctx context.Context) ([]Block, error) {
 
 	// A direct get of several messages: the server sends them one by one, then a
 	// message without a body and with status 204.
-	req, err := json.Marshal(map[string]any{"seq": k.next, "next_by_subj": eventsSubject(k.jobID), "batch": directBatch, "max_bytes": maxBlock})
+	req, err := json.Marshal(map[string]any{"seq": k.next, "next_by_subj": eventsSubject(k.jobID), "batch": directBatch})
 	if err != nil {
 		return nil, fmt.Errorf("read events of job %s: %w", k.jobID, err)
 	}
@@ -90,11 +91,15 @@ func (k *KeptReader) block(m *nats.Msg) (*Block, error) {
 		return nil, errFrame
 	}
 	k.next = seq + 1
-	k.tenant, k.found = m.Header.Get(hdrTenant), true
+	if k.tenant, err = url.QueryUnescape(m.Header.Get(hdrTenant)); err != nil {
+		return nil, errFrame
+	}
+	k.found = true
 	if m.Header.Get(hdrOpen) != "" {
 		return nil, nil //nolint:nilnil // the opening is no block
 	}
-	return decodeBlock(k.jobID, m.Header, m.Data)
+	// A block is cut at blockBytes, unless one chunk, which fits in a message, is larger.
+	return decodeBlock(k.jobID, m.Header, m.Data, blockBytes+int(k.conn.nc.MaxPayload()))
 }
 
 // Listener hears a job's live events, on whichever ingress it was accepted.

@@ -1,0 +1,432 @@
+package queue
+
+import (
+	"bytes"
+	"errors"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/s2"
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+
+	"sluice/internal/inference"
+)
+
+func fullJob() *inference.Job {
+	j := testJob(`{"model":"m"}`)
+	j.Epoch, j.Attempts, j.Stream, j.IncludeUsage = 3, 2, true, true
+	j.Tenant, j.KeyID, j.Model = " a team\r\nX-Evil: 1 ", "config:été/1 ", "org/model name:v1?&="
+	j.TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	j.Candidates = []inference.Candidate{{Provider: testProvider, Model: "a/b c%2F"}, {Provider: "other", Model: ""}}
+	return j
+}
+
+// overWire passes a message through the bytes that NATS would carry.
+func overWire(t *testing.T, m *nats.Msg) nats.Header {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("NATS/1.0\r\n")
+	for k, vs := range m.Header {
+		for _, v := range vs {
+			b.WriteString(k + ": " + strings.NewReplacer("\r", " ", "\n", " ").Replace(strings.TrimSpace(v)) + "\r\n")
+		}
+	}
+	b.WriteString("\r\n")
+	h, err := nats.DecodeHeadersMsg([]byte(b.String()))
+	require.NoError(t, err)
+	return h
+}
+
+func TestJobMessageRoundTrip(t *testing.T) {
+	t.Parallel()
+	plain, streamed := testJob("{}"), testJob("{}")
+	streamed.Stream = true
+	for name, j := range map[string]*inference.Job{"plain": plain, "streamed": streamed, "everything": fullJob()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := jobMessage(j, "")
+			got, ref, err := parseJob(m.Subject, overWire(t, m), m.Data)
+			require.NoError(t, err)
+			require.Empty(t, ref)
+			require.Equal(t, j, got)
+		})
+	}
+}
+
+func TestJobMessageNamesItsBlob(t *testing.T) {
+	t.Parallel()
+	j := testJob("large")
+	m := jobMessage(j, "blob-1")
+	require.Empty(t, m.Data, "the body does not travel twice")
+	_, ref, err := parseJob(m.Subject, m.Header, m.Data)
+	require.NoError(t, err)
+	require.Equal(t, "blob-1", ref)
+	require.Equal(t, j.ID+".0", m.Header.Get(hdrMsgID), "what JetStream drops a second copy by")
+}
+
+func TestParseJobRefusesWhatIsNoJob(t *testing.T) {
+	t.Parallel()
+	tooMany := strings.TrimSpace(strings.Repeat("a/b ", maxCandidates+1))
+	for name, c := range map[string]struct{ header, value string }{
+		"no id":               {hdrJob, ""},
+		"odd id":              {hdrJob, "not-a-job-id"},
+		"upper-case id":       {hdrJob, strings.Repeat("A", jobIDLen)},
+		"negative epoch":      {hdrEpoch, "-1"},
+		"huge epoch":          {hdrEpoch, "99999999999"},
+		"attempts":            {hdrAttempts, "many"},
+		"tenant":              {hdrTenant, "%zz"},
+		"key":                 {hdrKey, "%zz"},
+		"model":               {hdrModel, "%"},
+		"created":             {hdrCreated, "yesterday"},
+		"deadline":            {hdrDeadline, ""},
+		"no candidates":       {hdrCandidates, " "},
+		"candidate half":      {hdrCandidates, "acme"},
+		"candidate nobody":    {hdrCandidates, "/m"},
+		"candidate escape":    {hdrCandidates, "acme/%z"},
+		"too many candidates": {hdrCandidates, tooMany},
+		"stream":              {hdrStream, "maybe"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := jobMessage(fullJob(), "")
+			m.Header.Set(c.header, c.value)
+			_, _, err := parseJob(m.Subject, m.Header, m.Data)
+			require.ErrorContains(t, err, c.header)
+		})
+	}
+}
+
+func FuzzParseJob(f *testing.F) {
+	m := jobMessage(fullJob(), "ref")
+	f.Add(m.Subject, m.Header.Get(hdrJob), "1", "2", "acme/m other/n", "a%20b", "chunks", "17", []byte("{}"))
+	f.Add("", "", "", "", "", "", "", "", []byte(nil))
+	f.Add("job.acme.interactive", m.Header.Get(hdrJob), "-0", "+3", "a/b/c", "%", "chunks+usage", "-9", []byte("x"))
+	f.Fuzz(func(t *testing.T, subject, id, epoch, attempts, candidates, text, stream, ms string, body []byte) {
+		h := nats.Header{}
+		for k, v := range map[string]string{
+			hdrJob: id, hdrEpoch: epoch, hdrAttempts: attempts, hdrCandidates: candidates, hdrTenant: text, hdrKey: text,
+			hdrModel: text, hdrStream: stream, hdrCreated: ms, hdrDeadline: ms, hdrRequest: "r", hdrKind: "chat",
+		} {
+			h[k] = []string{v}
+		}
+		j, _, err := parseJob(subject, h, body)
+		if err != nil {
+			return
+		}
+		if len(j.Candidates) == 0 || len(j.Candidates) > maxCandidates || j.Epoch < 0 || j.Attempts < 0 {
+			t.Fatalf("accepted a job out of bounds: %+v", j)
+		}
+		again := jobMessage(j, "")
+		got, _, err := parseJob(again.Subject, overWire(t, again), again.Data)
+		if err != nil {
+			t.Fatalf("parse what was framed: %v", err)
+		}
+		j.Lane, got.Lane, j.Body, got.Body = "", "", nil, nil // an odd subject is not kept
+		if !reflect.DeepEqual(j, got) {
+			t.Fatalf("round trip:\n %+v\n %+v", j, got)
+		}
+	})
+}
+
+func fullEnd() *End {
+	return &End{
+		JobID: "j", Run: Run{1, 2}, Worker: "w", Provider: "p", Model: "m", Elapsed: time.Second, Upstream: time.Millisecond,
+		Attempts: 3, LastSeq: 9, BodyRef: "ref", Body: []byte("body"),
+		Usage: inference.Usage{PromptTokens: 1, CompletionTokens: math.MaxInt64, CachedTokens: 3, ReasoningTokens: 4, Known: true, Estimated: true},
+		Err: &inference.Error{
+			Code: inference.CodeUpstreamRejected, Message: "no", Param: "model", Retryable: true,
+			RetryAfter: time.Minute, Status: 422, Body: []byte(`{"error":{}}`),
+		},
+	}
+}
+
+func fullEvents() *Events {
+	return &Events{
+		JobID: "j", Run: Run{1, 2}, Worker: "w", FirstSeq: math.MaxUint64, Elapsed: time.Hour, Attempts: 2,
+		Chunks: [][]byte{[]byte("a"), {}, []byte("ccc")},
+	}
+}
+
+func TestFramesRoundTrip(t *testing.T) {
+	t.Parallel()
+	end, err := decodeEnd("j", fullEnd().encode())
+	require.NoError(t, err)
+	require.Equal(t, fullEnd(), end)
+
+	success := &End{JobID: "j", Run: Run{0, 1}, Body: []byte("{}")}
+	end, err = decodeEnd("j", success.encode())
+	require.NoError(t, err)
+	require.Equal(t, success, end)
+
+	events, err := decodeEvents("j", fullEvents().encode())
+	require.NoError(t, err)
+	require.Equal(t, fullEvents(), events)
+
+	c := Claim{JobID: "j", Run: Run{7, 8}, Worker: "w"}
+	claim, err := decodeClaim("j", c.encode())
+	require.NoError(t, err)
+	require.Equal(t, c, claim)
+
+	h := &Held{Worker: "w", Jobs: []HeldJob{{"j1", Run{1, 1}}, {"j2", Run{0, 300}}}}
+	held, err := decodeHeld(h.encode())
+	require.NoError(t, err)
+	require.Equal(t, h, held)
+
+	ids, err := decodeIDs(encodeIDs([]string{"a", "", "ccc"}))
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "", "ccc"}, ids)
+}
+
+// Durations and counts below zero come from a clock that was set back; they are said
+// as zero, never as something huge.
+func TestFramesHoldNoNegativeNumbers(t *testing.T) {
+	t.Parallel()
+	e := &End{JobID: "j", Elapsed: -time.Second, Attempts: -1, Usage: inference.Usage{PromptTokens: -5}}
+	got, err := decodeEnd("j", e.encode())
+	require.NoError(t, err)
+	require.Zero(t, got.Elapsed)
+	require.Zero(t, got.Attempts)
+	require.Zero(t, got.Usage.PromptTokens)
+}
+
+func TestFramesCutOrLongerAreRefused(t *testing.T) {
+	t.Parallel()
+	decoders := map[string]struct {
+		frame  []byte
+		decode func([]byte) error
+	}{
+		"end":    {fullEnd().encode(), func(b []byte) error { _, err := decodeEnd("j", b); return err }},
+		"events": {fullEvents().encode(), func(b []byte) error { _, err := decodeEvents("j", b); return err }},
+		"claim":  {(&Claim{Worker: "w"}).encode(), func(b []byte) error { _, err := decodeClaim("j", b); return err }},
+		"held":   {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
+		"ids":    {encodeIDs([]string{"a", "b"}), func(b []byte) error { _, err := decodeIDs(b); return err }},
+	}
+	for name, d := range decoders {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			require.NoError(t, d.decode(d.frame))
+			for n := range d.frame {
+				require.ErrorIs(t, d.decode(d.frame[:n]), errFrame, "cut at %d", n)
+			}
+			require.ErrorIs(t, d.decode(append(bytes.Clone(d.frame), 0)), errFrame, "bytes left over")
+			other := bytes.Clone(d.frame)
+			other[0]++
+			require.ErrorIs(t, d.decode(other), errFrame, "another version")
+		})
+	}
+}
+
+// forged claims a list of two billion elements.
+func forged(before int) []byte {
+	w := newFrame(16)
+	for range before {
+		w.uint(0)
+	}
+	w.uint(1<<31 - 1)
+	return w.b
+}
+
+func TestForgedLengthsAllocateNothing(t *testing.T) {
+	t.Parallel()
+	e, err := decodeEvents("j", forged(6))
+	require.ErrorIs(t, err, errFrame)
+	require.Zero(t, cap(e.Chunks))
+	h, err := decodeHeld(forged(1))
+	require.ErrorIs(t, err, errFrame)
+	require.Zero(t, cap(h.Jobs))
+	ids, err := decodeIDs(forged(0))
+	require.ErrorIs(t, err, errFrame)
+	require.Zero(t, cap(ids))
+}
+
+func blockHeader(end bool) nats.Header {
+	h := nats.Header{hdrRun: {"1-2"}}
+	if end {
+		h[hdrEnd] = []string{"1"}
+	}
+	return h
+}
+
+// blockFrame frames a block with any claims about its content.
+func blockFrame(first uint64, count int, packed []byte, end *End) []byte {
+	w := newFrame(64)
+	w.uint(first)
+	w.int(count)
+	w.bytes(packed)
+	if end != nil {
+		w.bytes(end.encode())
+	}
+	return w.b
+}
+
+func packedChunks(chunks ...string) []byte {
+	w := writer{}
+	for _, c := range chunks {
+		w.str(c)
+	}
+	return s2.Encode(nil, w.b)
+}
+
+func TestBlockRoundTripAndRefusals(t *testing.T) {
+	t.Parallel()
+	b, err := decodeBlock("j", blockHeader(true), blockFrame(4, 2, packedChunks("a", "bb"), fullEnd()), 1<<20)
+	require.NoError(t, err)
+	require.Equal(t, &Block{Run: Run{1, 2}, FirstSeq: 4, Chunks: [][]byte{[]byte("a"), []byte("bb")}, End: fullEnd()}, b)
+
+	zeros := s2.Encode(nil, make([]byte, 8<<20)) // a few bytes that unfold to eight megabytes
+	for name, c := range map[string]struct {
+		h nats.Header
+		b []byte
+	}{
+		"no run":          {nats.Header{}, blockFrame(1, 1, packedChunks("a"), nil)},
+		"odd run":         {nats.Header{hdrRun: {"1-x"}}, blockFrame(1, 1, packedChunks("a"), nil)},
+		"negative run":    {nats.Header{hdrRun: {"1--2"}}, blockFrame(1, 1, packedChunks("a"), nil)},
+		"fewer than said": {blockHeader(false), blockFrame(1, 2, packedChunks("a"), nil)},
+		"more than said":  {blockHeader(false), blockFrame(1, 1, packedChunks("a", "b"), nil)},
+		"count forged":    {blockHeader(false), blockFrame(1, 1<<30, packedChunks("a"), nil)},
+		"unfolds too far": {blockHeader(false), blockFrame(1, 1, zeros, nil)},
+		"length forged":   {blockHeader(false), blockFrame(1, 1, []byte{0xff, 0xff, 0xff, 0x1f, 0}, nil)},
+		"not packed":      {blockHeader(false), blockFrame(1, 1, []byte{3, 0xff}, nil)},
+		"end missing":     {blockHeader(true), blockFrame(1, 1, packedChunks("a"), nil)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := decodeBlock("j", c.h, c.b, 1<<20)
+			require.Error(t, err)
+		})
+	}
+}
+
+func FuzzFrames(f *testing.F) {
+	f.Add(byte(0), fullEvents().encode())
+	f.Add(byte(1), fullEnd().encode())
+	f.Add(byte(2), (&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode())
+	f.Add(byte(3), (&Claim{Worker: "w"}).encode())
+	f.Add(byte(4), encodeIDs([]string{"a"}))
+	f.Add(byte(5), blockFrame(4, 2, packedChunks("a", "bb"), nil))
+	f.Add(byte(6), blockFrame(4, 2, packedChunks("a", "bb"), fullEnd()))
+	f.Add(byte(0), forged(6))
+	f.Add(byte(4), forged(0))
+	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
+		const most = 1 << 16
+		switch kind % 7 {
+		case 0:
+			if e, err := decodeEvents("j", data); err == nil {
+				again, err := decodeEvents("j", e.encode())
+				requireSame(t, e, again, err)
+			} else if cap(e.Chunks) > len(data) {
+				t.Fatalf("%d bytes made room for %d chunks", len(data), cap(e.Chunks))
+			}
+		case 1:
+			if e, err := decodeEnd("j", data); err == nil {
+				again, err := decodeEnd("j", e.encode())
+				requireSame(t, e, again, err)
+			}
+		case 2:
+			h, err := decodeHeld(data)
+			if cap(h.Jobs) > len(data) {
+				t.Fatalf("%d bytes made room for %d jobs", len(data), cap(h.Jobs))
+			}
+			if err == nil {
+				again, err := decodeHeld(h.encode())
+				requireSame(t, h, again, err)
+			}
+		case 3:
+			if c, err := decodeClaim("j", data); err == nil {
+				again, err := decodeClaim("j", c.encode())
+				requireSame(t, c, again, err)
+			}
+		case 4:
+			ids, err := decodeIDs(data)
+			if cap(ids) > len(data) {
+				t.Fatalf("%d bytes made room for %d ids", len(data), cap(ids))
+			}
+			if err == nil {
+				again, err := decodeIDs(encodeIDs(ids))
+				requireSame(t, ids, again, err)
+			}
+		default:
+			b, err := decodeBlock("j", blockHeader(kind%7 == 6), data, most)
+			if err != nil {
+				return
+			}
+			size := 0
+			for _, c := range b.Chunks {
+				size += len(c)
+			}
+			if size > most || len(b.Chunks) > most {
+				t.Fatalf("a block of %d chunks and %d bytes", len(b.Chunks), size)
+			}
+		}
+	})
+}
+
+func requireSame(t *testing.T, want, got any, err error) {
+	t.Helper()
+	if err != nil || !reflect.DeepEqual(want, got) {
+		t.Fatalf("round trip: %v\n %+v\n %+v", err, want, got)
+	}
+}
+
+func TestRunOrder(t *testing.T) {
+	t.Parallel()
+	require.True(t, Run{0, 9}.Before(Run{1, 1}))
+	require.True(t, Run{1, 1}.Before(Run{1, 2}))
+	require.False(t, Run{1, 2}.Before(Run{1, 2}))
+	require.False(t, Run{2, 1}.Before(Run{1, 2}))
+	require.Equal(t, "3-4", runString(Run{3, 4}))
+	r, err := parseRun("3-4")
+	require.NoError(t, err)
+	require.Equal(t, Run{3, 4}, r)
+}
+
+func TestIDs(t *testing.T) {
+	t.Parallel()
+	ingress := NewProcessID()
+	require.Len(t, ingress, ingressIDLen)
+	require.NotEqual(t, ingress, NewProcessID())
+
+	now := time.UnixMilli(time.Now().UnixMilli())
+	id := NewJobID(ingress, now)
+	require.True(t, ValidJobID(id), id)
+	require.NotEqual(t, id, NewJobID(ingress, now), "two jobs of one millisecond")
+	require.Equal(t, ingress, IngressOf(id))
+	require.Equal(t, "short", IngressOf("short"))
+	made, err := jobIDTime(id)
+	require.NoError(t, err)
+	require.Equal(t, now, made)
+
+	for _, bad := range []string{"", "x", id + "a", strings.ToUpper(id), id[:jobIDLen-1] + ".", id[:jobIDLen-1] + "*", id[:jobIDLen-1] + "1"} {
+		require.False(t, ValidJobID(bad), bad)
+		_, err := jobIDTime(bad)
+		require.Error(t, err)
+	}
+}
+
+func TestPubAckTellsFullFromGone(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		m    *nats.Msg
+		seq  uint64
+		want error
+	}{
+		"taken":        {&nats.Msg{Data: []byte(`{"stream":"S","seq":7}`)}, 7, nil},
+		"duplicate":    {&nats.Msg{Data: []byte(`{"stream":"S","seq":7,"duplicate":true}`)}, 7, nil},
+		"full":         {&nats.Msg{Data: []byte(`{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"}}`)}, 0, ErrFull},
+		"busy":         {&nats.Msg{Data: []byte(`{"error":{"err_code":10167}}`)}, 0, ErrFull},
+		"no memory":    {&nats.Msg{Data: []byte(`{"error":{"err_code":10023}}`)}, 0, ErrFull},
+		"other":        {&nats.Msg{Data: []byte(`{"error":{"err_code":10039,"description":"off"}}`)}, 0, ErrNoQueue},
+		"no responder": {&nats.Msg{Header: nats.Header{"Status": {"503"}}}, 0, ErrNoQueue},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			seq, err := parsePubAck(c.m)
+			require.Equal(t, c.seq, seq)
+			require.True(t, errors.Is(err, c.want), "%v", err)
+		})
+	}
+}
