@@ -22,13 +22,15 @@ func (s *Ingress) chat(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err, nil)
 		return
 	}
+	h := w.Header()
+	h.Set("X-Sluice-Provider", job.Candidate().Provider)
 	f, err := s.flights.open(r.Context(), job, window)
 	if err != nil {
+		h.Set("X-Sluice-Attempts", "0")
+		h.Set("X-Sluice-Queue-Ms", "0")
 		s.fail(w, r, err, map[string]any{"provider": job.Candidate().Provider})
 		return
 	}
-	h := w.Header()
-	h.Set("X-Sluice-Provider", job.Candidate().Provider)
 	h.Set("X-Sluice-Job-Id", job.ID)
 	if job.Stream {
 		s.streamAnswer(w, r, f)

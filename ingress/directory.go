@@ -189,6 +189,6 @@ func (d *directory) retryAfter(provider string) time.Duration {
 	if s.Rate <= 0 {
 		return retryLeast
 	}
-	wait := time.Duration(float64(s.Queued) / 2 / s.Rate * float64(time.Second))
-	return min(max(wait, retryLeast), retryMost)
+	seconds := min(float64(s.Queued)/2/s.Rate, retryMost.Seconds()) // a dying rate makes it larger than a duration can be
+	return max(time.Duration(seconds*float64(time.Second)), retryLeast)
 }

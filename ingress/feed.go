@@ -31,7 +31,8 @@ type feed struct {
 	buf    [][]byte
 	first  uint64 // sequence number of buf[0]
 	bytes  int
-	missed bool // chunks were let go since buf was empty
+	heard  uint64 // highest sequence number pushed so far
+	missed bool   // the kept events are to be looked at although nothing is known to be missing
 	end    *queue.End
 
 	stuck time.Time // since when kept events are waited for in vain; the reader's own
@@ -62,10 +63,10 @@ func (f *feed) push(e *queue.Events) {
 	for _, c := range e.Chunks {
 		size += len(c)
 	}
+	f.heard = max(f.heard, e.FirstSeq+uint64(len(e.Chunks))-1)
 	switch {
 	case len(f.buf) > 0 && f.bytes+size > feedBytes:
-		f.drop()
-		f.missed = true
+		f.drop() // what was heard of and is not here comes from the kept events
 	case len(f.buf) > 0 && e.FirstSeq != f.first+uint64(len(f.buf)):
 		f.drop() // a gap, or a repeat: what is missing comes from the kept events
 		fallthrough
@@ -151,6 +152,9 @@ func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 			return b, nil
 		}
 		if refill {
+			if f.stuck.IsZero() {
+				f.stuck = time.Now()
+			}
 			b, err := f.refill(ctx)
 			if err == nil && len(b.Chunks) > 0 {
 				f.stuck = time.Time{}
@@ -159,10 +163,7 @@ func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 			if ctx.Err() != nil {
 				return batch{}, ctx.Err()
 			}
-			if f.stuck.IsZero() {
-				f.stuck = time.Now()
-			}
-			if time.Since(f.stuck) > refillMost {
+			if !f.stuck.IsZero() && time.Since(f.stuck) > refillMost {
 				return batch{}, &inference.Error{Code: inference.CodeEventsLost, Message: "A part of the stream is no longer kept.", Err: err}
 			}
 		}
@@ -218,7 +219,7 @@ func (f *feed) ready() (b batch, refill bool) {
 		}
 		return batch{}, true
 	}
-	return batch{}, f.missed
+	return batch{}, f.missed || f.next <= f.heard
 }
 
 // refill reads the next kept chunks of the run.
@@ -247,8 +248,8 @@ func (f *feed) refill(ctx context.Context) (batch, error) {
 			}
 		}
 	}
-	if len(blocks) == 0 && len(f.buf) == 0 && f.end == nil {
-		f.missed = false // caught up; live chunks show whether anything is missing still
+	if len(blocks) == 0 && f.next > f.heard && f.end == nil {
+		f.missed, f.stuck = false, time.Time{} // caught up; live chunks show whether anything is missing still
 	}
 	return b, nil
 }

@@ -94,21 +94,27 @@ func (f *flight) holds(run queue.Run, now time.Time) {
 	f.run, f.held, f.heardAt = run, true, now
 }
 
-// claim judges whether another run may begin. lost is set when the answer had begun
+// claim judges whether another run may begin. To drop a job removes its message, also
+// for whoever else holds it, so that is said only of a message that nobody needs: not
+// while the row of an ended flight can still be lost with this process. lost is set when the answer had begun
 // with a worker that is gone, or when too many workers were lost with this job: the
 // caller ends the flight.
 func (f *flight) claim(run queue.Run, now time.Time) (v queue.Verdict, lost *inference.Error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case f.ended || !f.run.Before(run):
-		return queue.VerdictDrop, nil
+	case f.ended || !f.closing.IsZero():
+		return queue.VerdictWait, nil // until its row is safe: the flight is gone then
+	case run.Epoch < f.run.Epoch:
+		return queue.VerdictDrop, nil // a later message stands for the job
+	case !f.run.Before(run):
+		return queue.VerdictWait, nil // the same message is in another worker's hands
 	case f.held && now.Sub(f.heardAt) < aliveFor:
 		return queue.VerdictWait, nil
 	case f.begun:
-		return queue.VerdictDrop, answerLost("The worker was lost while it answered.")
+		return queue.VerdictWait, answerLost("The worker was lost while it answered.")
 	case f.lostRuns >= maxLostRuns:
-		return queue.VerdictDrop, answerLost("Several workers were lost while they worked on this request.")
+		return queue.VerdictWait, answerLost("Several workers were lost while they worked on this request.")
 	}
 	if f.held {
 		f.lostRuns++

@@ -171,8 +171,9 @@ func (fs *flights) Events(e *queue.Events) {
 	f.feed.push(e)
 }
 
-// Ended implements queue.Replies. An end that comes again, or too late, is settled at
-// once: its job is accounted for already.
+// Ended implements queue.Replies. An end that comes again, or too late, is settled once
+// its job is accounted for and the flight is gone. Before that the worker would
+// remove a message that stands for a job without a row, or that another worker runs.
 func (fs *flights) Ended(e *queue.End) {
 	f := fs.find(e.JobID)
 	if f == nil {
@@ -184,10 +185,10 @@ func (fs *flights) Ended(e *queue.End) {
 		return
 	}
 	f.mu.Lock()
-	counts := f.ended && f.end != nil && f.end.Run == e.Run
+	replaced := e.Run.Epoch < f.run.Epoch
 	f.mu.Unlock()
-	if !counts {
-		fs.settle(e) // a fenced run; the one that counts waits for the ledger
+	if replaced {
+		fs.settle(e) // a later message stands for the job
 	}
 }
 

@@ -112,10 +112,8 @@ func (k *keyring) lookup(ctx context.Context, secret string) (store.Key, error) 
 		return store.Key{}, errUnknownKey()
 	}
 	v, err, _ := k.lookups.Do(string(hash[:]), func() (any, error) { return k.fetch(context.WithoutCancel(ctx), hash) })
-	if err != nil {
-		return store.Key{}, err
-	}
-	return v.(store.Key), nil
+	key, _ = v.(store.Key)
+	return key, err
 }
 
 func (k *keyring) fetch(ctx context.Context, hash [32]byte) (store.Key, error) {

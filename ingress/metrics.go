@@ -72,8 +72,10 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 }
 
 func (m *Metrics) of(provider string) *providerSeries {
-	if s, ok := m.byProvider.Load(provider); ok {
-		return s.(*providerSeries)
+	if v, ok := m.byProvider.Load(provider); ok {
+		if s, ok := v.(*providerSeries); ok {
+			return s
+		}
 	}
 	s := &providerSeries{
 		succeeded: m.requests.WithLabelValues(provider, string(inference.OutcomeSucceeded)),

@@ -89,6 +89,11 @@ func (s *Ingress) Start() (stop func(), err error) {
 		s.flights.needStreams()
 	})
 	ctx, cancel := context.WithCancel(context.Background())
+	if s.conn.Connected() {
+		if err := s.flights.ensureStreams(ctx); err != nil {
+			s.log.Warn("queue is not ready", "error", err) // keepStreams goes on trying
+		}
+	}
 	var loops sync.WaitGroup
 	loops.Go(func() { s.flights.keepStreams(ctx) })
 	loops.Go(func() { s.flights.sweep(ctx) })

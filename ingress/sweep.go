@@ -211,9 +211,9 @@ func (f *flight) needs(now, connectedAt time.Time) need {
 // one, has not said what it used.
 func (fs *flights) closeUnheard(f *flight) {
 	f.mu.Lock()
-	e := *f.end
+	e, outcome := *f.end, f.outcome
 	f.mu.Unlock()
-	if f.finish(&e, f.outcome) {
+	if f.finish(&e, outcome) {
 		fs.account(f, &e)
 	}
 }

@@ -16,7 +16,6 @@ type pool struct {
 	worker  *Worker
 	member  Member
 	metrics *providerMetrics
-	work    context.Context // ends when jobs in hand must be given up
 
 	jobs     sync.WaitGroup
 	idle     chan *queue.Delivery // heard by goroutines without a job
@@ -32,7 +31,7 @@ type pool struct {
 }
 
 // start begins to take jobs, or asks for them again after the server forgot.
-func (p *pool) start(ctx context.Context) error {
+func (p *pool) start(ctx, work context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopped || ctx.Err() != nil {
@@ -42,7 +41,7 @@ func (p *pool) start(ctx context.Context) error {
 		p.puller.Reset()
 		return nil
 	}
-	puller, err := p.worker.conn.NewPuller(p.member.Name, inference.LaneInteractive, p.member.Slots, p.take, p.worker.needRebuild)
+	puller, err := p.worker.conn.NewPuller(p.member.Name, inference.LaneInteractive, p.member.Slots, func(d *queue.Delivery) { p.take(work, d) }, p.worker.needRebuild)
 	if err != nil {
 		return err
 	}
@@ -139,21 +138,21 @@ const slotIdle = 10 * time.Second
 
 // take gives a delivery to an idle goroutine, or to a new one; the puller's slots
 // bound how many there are.
-func (p *pool) take(d *queue.Delivery) {
+func (p *pool) take(work context.Context, d *queue.Delivery) {
 	select {
 	case p.idle <- d:
 	default:
-		p.jobs.Go(func() { p.serve(d) })
+		p.jobs.Go(func() { p.serve(work, d) })
 	}
 }
 
 // serve runs one job after another until there is none for a while, or no more will
 // come.
-func (p *pool) serve(d *queue.Delivery) {
+func (p *pool) serve(work context.Context, d *queue.Delivery) {
 	wait := time.NewTimer(slotIdle)
 	defer wait.Stop()
 	for {
-		p.serveOne(d)
+		p.serveOne(work, d)
 		wait.Reset(slotIdle)
 		select {
 		case d = <-p.idle:
@@ -165,7 +164,7 @@ func (p *pool) serve(d *queue.Delivery) {
 	}
 }
 
-func (p *pool) serveOne(d *queue.Delivery) {
+func (p *pool) serveOne(work context.Context, d *queue.Delivery) {
 	released := false
 	release := func() {
 		if !released {
@@ -174,19 +173,19 @@ func (p *pool) serveOne(d *queue.Delivery) {
 		}
 	}
 	defer release()
-	p.handle(d, release)
+	p.handle(work, d, release)
 }
 
 // handle judges the delivery and runs it. release frees the slot as soon as the
 // provider is done with the call, before the end is settled.
-func (p *pool) handle(d *queue.Delivery, release func()) {
+func (p *pool) handle(work context.Context, d *queue.Delivery, release func()) {
 	job, bodyRef, err := d.Job()
 	if err != nil {
 		p.worker.log.Error("job cannot be read; kept among the dead letters", "provider", p.member.Name, "error", err)
-		p.bury(d, err.Error())
+		p.bury(work, d, err.Error())
 		return
 	}
-	ctx, cancel := context.WithCancelCause(p.work)
+	ctx, cancel := context.WithCancelCause(work)
 	defer cancel(nil)
 	h := &held{
 		jobID: job.ID, run: queue.Run{Epoch: job.Epoch, Delivery: d.Delivery}, delivery: d, since: time.Now(),
@@ -197,14 +196,14 @@ func (p *pool) handle(d *queue.Delivery, release func()) {
 		return
 	}
 	defer p.worker.hold.remove(job.ID)
-	if d.Delivery > 1 && !p.mayRunAgain(ctx, job, bodyRef, h) {
+	if d.Delivery > 1 && !p.mayRunAgain(work, job, bodyRef, h) {
 		return
 	}
 	r := &execution{pool: p, job: job, bodyRef: bodyRef, held: h}
 	end := r.run(ctx)
 	p.ended.Add(1)
 	release()
-	p.settle(r, end)
+	p.settle(work, r, end)
 }
 
 // maxOrphanDeliveries bounds how often a job is tried whose ingress is gone and
@@ -213,12 +212,12 @@ const maxOrphanDeliveries = 5
 
 // mayRunAgain asks the job's ingress whether a job that was handed out before is
 // still wanted, and disposes of it if not.
-func (p *pool) mayRunAgain(ctx context.Context, job *inference.Job, bodyRef string, h *held) bool {
+func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
 	p.metrics.redeliveries.Inc()
-	verdict, err := p.worker.answer.Claim(ctx, queue.Claim{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID})
+	verdict, err := p.worker.answer.Claim(work, queue.Claim{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID})
 	switch {
 	case errors.Is(err, queue.ErrNoIngress):
-		return p.mayRunOrphan(ctx, job, bodyRef, h)
+		return p.mayRunOrphan(work, job, bodyRef, h)
 	case err != nil:
 		p.worker.log.Warn("claim not judged", "job_id", job.ID, "error", err)
 		h.delivery.Nak(time.Second)
@@ -240,7 +239,7 @@ func (p *pool) mayRunAgain(ctx context.Context, job *inference.Job, bodyRef stri
 // nobody to take its answer; a streamed one may still be read through another
 // ingress, unless its answer had begun: then it ends with an error, for its
 // continuation would be another text.
-func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, bodyRef string, h *held) bool {
+func (p *pool) mayRunOrphan(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
 	if h.run.Delivery < maxOrphanDeliveries {
 		h.delivery.Nak(time.Second)
 		return false
@@ -248,7 +247,7 @@ func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, bodyRef str
 	lost := inference.Errorf(inference.CodeWorkerLost, "The worker was lost while it answered.")
 	end := &queue.End{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID, Provider: p.member.Name, Attempts: job.Attempts + 1, Err: lost}
 	if job.Stream {
-		last, err := p.lastKept(ctx, job.ID)
+		last, err := p.lastKept(work, job.ID)
 		switch {
 		case err != nil:
 			h.delivery.Nak(time.Second)
@@ -261,12 +260,12 @@ func (p *pool) mayRunOrphan(ctx context.Context, job *inference.Job, bodyRef str
 		default:
 			end.Run, end.LastSeq = last.Run, last.FirstSeq+uint64(len(last.Chunks))-1
 			r := p.worker.conn.NewRecorder(job, last.Run, end.LastSeq+1)
-			if err := r.Finish(ctx, end); err != nil {
+			if err := r.Finish(work, end); err != nil {
 				p.worker.log.Warn("end of a lost stream not kept", "job_id", job.ID, "error", err)
 			}
 		}
 	}
-	p.abandon(&execution{pool: p, job: job, bodyRef: bodyRef, held: h}, end)
+	p.abandon(work, &execution{pool: p, job: job, bodyRef: bodyRef, held: h}, end)
 	return false
 }
 
@@ -285,8 +284,8 @@ func (p *pool) lastKept(ctx context.Context, jobID string) (*queue.Block, error)
 	}
 }
 
-func (p *pool) bury(d *queue.Delivery, reason string) {
-	ctx, cancel := context.WithTimeout(p.work, 5*time.Second)
+func (p *pool) bury(work context.Context, d *queue.Delivery, reason string) {
+	ctx, cancel := context.WithTimeout(work, 5*time.Second)
 	defer cancel()
 	if err := d.Bury(ctx, p.member.Name, reason); err != nil {
 		p.worker.log.Error("dead letter not kept; the job stays queued", "provider", p.member.Name, "error", err)

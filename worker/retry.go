@@ -33,7 +33,7 @@ func retryAfter(s retryState) (time.Duration, bool) {
 	wait := s.err.RetryAfter
 	if wait <= 0 {
 		ceiling := min(retryMost, retryBase<<min(s.tries-1, 10))
-		wait = time.Duration(rand.Int64N(int64(ceiling))) //nolint:gosec // jitter needs no secrecy
+		wait = time.Duration(rand.Int64N(int64(ceiling)))
 	}
 	if wait > retryPatience || wait >= s.left {
 		return 0, false

@@ -20,17 +20,17 @@ const (
 // settle hands the end to the job's ingress and acknowledges the job once the
 // ingress has taken it and its usage record is kept. If the ingress is gone, the
 // worker keeps the record itself.
-func (p *pool) settle(x *execution, end *queue.End) {
+func (p *pool) settle(work context.Context, x *execution, end *queue.End) {
 	h := x.held
 	if end.Err != nil && end.Err.Code == inference.CodeWorkerLost && end.LastSeq == 0 {
 		h.delivery.Nak(0) // nothing of it was shown: another worker takes over unseen
 		return
 	}
-	p.store(end)
+	p.store(work, end)
 	if err := p.worker.answer.End(end); err != nil {
 		p.worker.log.Warn("end not sent", "job_id", end.JobID, "error", err)
 	}
-	p.keepEnd(x, end)
+	p.keepEnd(work, x, end)
 
 	tick := time.NewTicker(settleRepeat)
 	defer tick.Stop()
@@ -42,14 +42,14 @@ func (p *pool) settle(x *execution, end *queue.End) {
 			return
 		case <-tick.C:
 		}
-		if p.work.Err() != nil && n > settleAsk {
+		if work.Err() != nil && n > settleAsk {
 			return // the drain is over; unacknowledged, the job comes to another worker
 		}
 		if n%settleAsk == 0 {
-			if !p.worker.answer.IngressGone(context.WithoutCancel(p.work), end.JobID) {
+			if !p.worker.answer.IngressGone(context.WithoutCancel(work), end.JobID) {
 				gone = 0
 			} else if gone++; gone == settleGone {
-				p.abandon(x, end)
+				p.abandon(work, x, end)
 				return
 			}
 		}
@@ -61,8 +61,8 @@ func (p *pool) settle(x *execution, end *queue.End) {
 
 // store moves a large body out of the end. If that fails the end becomes an error:
 // the client gets a clear word instead of nothing.
-func (p *pool) store(end *queue.End) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.work), storeTimeout)
+func (p *pool) store(work context.Context, end *queue.End) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), storeTimeout)
 	defer cancel()
 	if err := p.worker.answer.StoreAnswer(ctx, end); err != nil {
 		p.worker.log.Error("large answer not stored", "job_id", end.JobID, "error", err)
@@ -72,11 +72,11 @@ func (p *pool) store(end *queue.End) {
 }
 
 // keepEnd completes what is kept of a streamed answer.
-func (p *pool) keepEnd(x *execution, end *queue.End) {
+func (p *pool) keepEnd(work context.Context, x *execution, end *queue.End) {
 	if x.recorder == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.work), storeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), storeTimeout)
 	defer cancel()
 	if err := x.recorder.Finish(ctx, end); err != nil {
 		p.worker.log.Warn("end of events not kept for replay", "job_id", end.JobID, "error", err)
@@ -84,7 +84,7 @@ func (p *pool) keepEnd(x *execution, end *queue.End) {
 }
 
 // abandon accounts for a job whose ingress is gone, and acknowledges it.
-func (p *pool) abandon(x *execution, end *queue.End) {
+func (p *pool) abandon(work context.Context, x *execution, end *queue.End) {
 	job := x.job
 	rec := inference.Record{
 		JobID: job.ID, RequestID: job.RequestID, Kind: job.Kind, Tenant: job.Tenant, KeyID: job.KeyID,
@@ -96,7 +96,7 @@ func (p *pool) abandon(x *execution, end *queue.End) {
 		rec.ErrorCode = end.Err.Code
 	}
 	for {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(p.work), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(work), 5*time.Second)
 		err := p.worker.conn.AppendRecords(ctx, []inference.Record{rec})
 		cancel()
 		if err == nil {
@@ -104,20 +104,20 @@ func (p *pool) abandon(x *execution, end *queue.End) {
 		}
 		p.worker.log.Warn("usage record of an abandoned job waits", "job_id", job.ID, "error", err)
 		select {
-		case <-p.work.Done():
+		case <-work.Done():
 			// Unacknowledged, the job comes again, to a worker that can account for it.
-			if errors.Is(context.Cause(p.work), errStopping) {
+			if errors.Is(context.Cause(work), errStopping) {
 				return
 			}
 		case <-time.After(time.Second):
 		}
 	}
-	p.removeBlobs(x, end)
+	p.removeBlobs(work, x, end)
 	x.held.delivery.Ack()
 }
 
-func (p *pool) removeBlobs(x *execution, end *queue.End) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.work), 5*time.Second)
+func (p *pool) removeBlobs(work context.Context, x *execution, end *queue.End) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(work), 5*time.Second)
 	defer cancel()
 	for _, ref := range []string{x.bodyRef, end.BodyRef} {
 		if ref == "" {

@@ -90,15 +90,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	// work outlives ctx: it ends when the drain is over or out of time.
 	work, abort := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer abort(nil)
-	for _, p := range w.pools {
-		p.work = work
-	}
-
 	var loops sync.WaitGroup
 	beats, stopBeats := context.WithCancel(context.WithoutCancel(ctx))
 	defer loops.Wait()
 	defer stopBeats()
-	loops.Go(func() { w.keepStreams(ctx) })
+	loops.Go(func() { w.keepStreams(ctx, work) })
 	loops.Go(func() { w.keepBeating(beats) })
 	for _, p := range w.pools {
 		loops.Go(func() { p.watchModels(ctx) })
@@ -144,7 +140,7 @@ func (w *Worker) drain(abort context.CancelCauseFunc) {
 // keepStreams makes sure that the server has the worker's streams and consumers: at
 // the start, after each reconnect (a server with memory storage forgets them), and
 // when a pull finds none.
-func (w *Worker) keepStreams(ctx context.Context) {
+func (w *Worker) keepStreams(ctx, work context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -152,7 +148,7 @@ func (w *Worker) keepStreams(ctx context.Context) {
 		case <-w.rebuild:
 		}
 		for ctx.Err() == nil {
-			err := w.ensure(ctx)
+			err := w.ensure(ctx, work)
 			if err == nil {
 				break
 			}
@@ -165,7 +161,7 @@ func (w *Worker) keepStreams(ctx context.Context) {
 	}
 }
 
-func (w *Worker) ensure(ctx context.Context) error {
+func (w *Worker) ensure(ctx, work context.Context) error {
 	if err := w.conn.EnsureShared(ctx); err != nil {
 		return err
 	}
@@ -176,7 +172,7 @@ func (w *Worker) ensure(ctx context.Context) error {
 		if err := w.conn.EnsureConsumer(ctx, p.member.Name, p.member.Concurrency); err != nil {
 			return err
 		}
-		if err := p.start(ctx); err != nil {
+		if err := p.start(ctx, work); err != nil {
 			return err
 		}
 	}

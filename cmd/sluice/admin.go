@@ -129,9 +129,10 @@ stored. Everything else goes to standard error, so that the key can be piped.`,
 
 func keysList(s *settings) *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "List API keys, without their secrets",
-		Args:  noArgs,
+		Use:     "list",
+		Short:   "List API keys, without their secrets",
+		Example: `  sluice keys list --config ingress.yaml`,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return s.withSchema(cmd.Context(), func(ctx context.Context, db store.Store) error {
 				keys, err := db.ListKeys(ctx)
@@ -173,9 +174,10 @@ func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
 
 func keysRevoke(s *settings) *cobra.Command {
 	return &cobra.Command{
-		Use:   "revoke NAME|ID",
-		Short: "Revoke an API key; every ingress refuses it within seconds",
-		Args:  oneName,
+		Use:     "revoke NAME|ID",
+		Short:   "Revoke an API key; every ingress refuses it within seconds",
+		Example: `  sluice keys revoke ci`,
+		Args:    oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return s.withSchema(cmd.Context(), func(ctx context.Context, db store.Store) error {
 				k, err := db.RevokeKey(ctx, args[0], time.Now())
@@ -223,6 +225,8 @@ func configCommand(s *settings) *cobra.Command {
 	}
 	validate := &cobra.Command{
 		Use: "validate", Short: "Check the configuration and exit", Args: noArgs,
+		Example: `  sluice config validate --config sluice.yaml
+  sluice config validate --role ingress --config ingress.yaml`,
 		RunE: withRole(func(cmd *cobra.Command, _ *config.Loaded) error {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "The configuration is valid.")
 			return err
@@ -230,6 +234,7 @@ func configCommand(s *settings) *cobra.Command {
 	}
 	show := &cobra.Command{
 		Use: "show", Short: "Print the settings in force, secrets masked", Args: noArgs,
+		Example: `  sluice config show --config sluice.yaml`,
 		RunE: withRole(func(cmd *cobra.Command, loaded *config.Loaded) error {
 			out, err := config.Show(loaded.Config)
 			if err != nil {
@@ -241,6 +246,7 @@ func configCommand(s *settings) *cobra.Command {
 	}
 	schema := &cobra.Command{
 		Use: "schema", Short: "Print the JSON Schema of the configuration", Args: noArgs,
+		Example: `  sluice config schema > sluice.schema.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out, err := config.Schema()
 			if err != nil {

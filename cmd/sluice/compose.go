@@ -243,11 +243,16 @@ func workerMembers(cfg *config.Config, names []string) ([]worker.Member, error) 
 // newListener opens the public address before anything else starts, so that an
 // address in use is told at once.
 func newListener(cfg *config.Config) (net.Listener, error) {
-	l, err := net.Listen("tcp", cfg.Server.Address)
+	l, err := listen(cfg.Server.Address)
 	if err != nil {
 		return nil, startFailed(fmt.Errorf("listen on server.address %s: %w", cfg.Server.Address, err))
 	}
 	return l, nil
+}
+
+func listen(address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	return lc.Listen(context.Background(), "tcp", address)
 }
 
 // Bounds of the HTTP server. Bodies and answers have their own.
@@ -304,7 +309,7 @@ func serveWorkerHealth(lc fx.Lifecycle, cfg *config.Config, w *runningWorker, na
 	if cfg.Observability.Address == "" {
 		return nil
 	}
-	l, err := net.Listen("tcp", cfg.Observability.Address)
+	l, err := listen(cfg.Observability.Address)
 	if err != nil {
 		return startFailed(fmt.Errorf("listen on observability.address %s: %w", cfg.Observability.Address, err))
 	}

@@ -95,15 +95,15 @@ Start as many as you like, anywhere.`,
   sluice worker --provider vllm --provider ollama --config worker.yaml`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(names) == 0 {
+				return usageError{errors.New("--provider is missing: name the providers to serve")}
+			}
 			loaded, err := s.load(config.RoleWorker, names...)
 			if err != nil {
 				return err
 			}
 			if loaded.Config.Queue.URL == "" {
 				return errors.New("queue.url is empty: a worker of its own needs the NATS server that its ingress uses; 'sluice serve' brings one along")
-			}
-			if len(names) == 0 {
-				return usageError{errors.New("--provider is missing: name the providers to serve")}
 			}
 			for _, n := range names {
 				if _, ok := loaded.Config.Providers[n]; !ok {
@@ -167,8 +167,12 @@ func runApp(ctx context.Context, app *fx.App, log *slog.Logger) error {
 	case <-app.Wait():
 		failed = errors.New("a part of the process failed; see the log")
 	}
+	stopped := make(chan struct{})
+	defer close(stopped)
 	go func() {
-		if _, again := <-signals; again {
+		select {
+		case <-stopped:
+		case <-signals:
 			os.Exit(exitFailure) //nolint:revive // the second signal asks for exactly this
 		}
 	}()
@@ -184,8 +188,7 @@ func rootCause(err error) error {
 		if inner == nil {
 			return err
 		}
-		var s startError
-		if errors.As(err, &s) {
+		if s, ok := errors.AsType[startError](err); ok {
 			return s.error
 		}
 		err = inner

@@ -79,8 +79,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // AsError returns err's Error. An error that is none becomes an internal error
 // whose message tells the client nothing.
 func AsError(err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
 	return &Error{Code: CodeInternal, Message: "internal error", Err: err}

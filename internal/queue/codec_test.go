@@ -396,14 +396,9 @@ func TestIDs(t *testing.T) {
 	require.NotEqual(t, id, NewJobID(ingress, now), "two jobs of one millisecond")
 	require.Equal(t, ingress, IngressOf(id))
 	require.Equal(t, "short", IngressOf("short"))
-	made, err := jobIDTime(id)
-	require.NoError(t, err)
-	require.Equal(t, now, made)
 
 	for _, bad := range []string{"", "x", id + "a", strings.ToUpper(id), id[:jobIDLen-1] + ".", id[:jobIDLen-1] + "*", id[:jobIDLen-1] + "1"} {
 		require.False(t, ValidJobID(bad), bad)
-		_, err := jobIDTime(bad)
-		require.Error(t, err)
 	}
 }
 

@@ -64,8 +64,8 @@ func Connect(o Options) (*Conn, error) {
 		nats.IgnoreAuthErrorAbort(),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
-		nats.ConnectHandler(func(*nats.Conn) { c.reconnected("connected to nats") }),
-		nats.ReconnectHandler(func(*nats.Conn) { c.reconnected("reconnected to nats") }),
+		nats.ConnectHandler(func(*nats.Conn) { c.reconnected() }),
+		nats.ReconnectHandler(func(*nats.Conn) { c.reconnected() }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				c.log.Warn("disconnected from nats", "error", err)
@@ -127,8 +127,8 @@ func (c *Conn) OnReconnect(fn func()) {
 	c.onReconnect = append(c.onReconnect, fn)
 }
 
-func (c *Conn) reconnected(msg string) {
-	c.log.Info(msg)
+func (c *Conn) reconnected() {
+	c.log.Info("connected to nats")
 	c.mu.Lock()
 	fns := append([]func(){}, c.onReconnect...)
 	c.mu.Unlock()

@@ -66,9 +66,17 @@ func (e *Embedded) Close() {
 // runs Sluice.
 type natsLogger struct{ log *slog.Logger }
 
-func (l natsLogger) Noticef(f string, v ...any) { l.log.Debug("nats: " + fmt.Sprintf(f, v...)) }
-func (l natsLogger) Warnf(f string, v ...any)   { l.log.Warn("nats: " + fmt.Sprintf(f, v...)) }
-func (l natsLogger) Errorf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
-func (l natsLogger) Fatalf(f string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(f, v...)) }
-func (l natsLogger) Debugf(string, ...any)      {}
-func (l natsLogger) Tracef(string, ...any)      {}
+func (l natsLogger) Noticef(f string, v ...any) {
+	l.log.Debug("embedded nats server", "message", fmt.Sprintf(f, v...))
+}
+func (l natsLogger) Warnf(f string, v ...any) {
+	l.log.Warn("embedded nats server", "message", fmt.Sprintf(f, v...))
+}
+func (l natsLogger) Errorf(f string, v ...any) {
+	l.log.Error("embedded nats server", "message", fmt.Sprintf(f, v...))
+}
+func (l natsLogger) Fatalf(f string, v ...any) {
+	l.log.Error("embedded nats server", "message", fmt.Sprintf(f, v...))
+}
+func (l natsLogger) Debugf(string, ...any) {}
+func (l natsLogger) Tracef(string, ...any) {}

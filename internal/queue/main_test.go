@@ -185,6 +185,13 @@ func depth(t *testing.T, c *Conn) Depth {
 	return d
 }
 
+func flush(t *testing.T, c *Conn) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	require.NoError(t, c.Flush(ctx))
+}
+
 func rawPublish(t *testing.T, c *Conn, m *nats.Msg) {
 	t.Helper()
 	_, err := c.js.PublishMsg(t.Context(), m)

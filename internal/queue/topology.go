@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/binary"
-	"fmt"
 	"strings"
 	"time"
 
@@ -106,20 +105,6 @@ func IngressOf(jobID string) string {
 		return jobID
 	}
 	return jobID[:ingressIDLen]
-}
-
-// jobIDTime returns when the job was accepted, as its id tells.
-func jobIDTime(id string) (time.Time, error) {
-	if !ValidJobID(id) {
-		return time.Time{}, fmt.Errorf("job id %q: malformed", id)
-	}
-	raw, err := idEncoding.DecodeString(id[ingressIDLen : ingressIDLen+10])
-	if err != nil {
-		return time.Time{}, fmt.Errorf("job id %q: %w", id, err)
-	}
-	var ms [8]byte
-	copy(ms[2:], raw)
-	return time.UnixMilli(int64(binary.BigEndian.Uint64(ms[:]))), nil
 }
 
 // Limits bounds what the queue holds.
