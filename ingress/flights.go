@@ -262,11 +262,9 @@ func (fs *flights) end(f *flight, err *inference.Error) {
 	fs.account(f, e)
 }
 
-// keepEnd completes what is kept of an answer whose worker cannot do it any more.
+// keepEnd completes what is kept of an answer whose worker cannot do it any more, or
+// never began.
 func (fs *flights) keepEnd(f *flight, last queue.End) {
-	if last.Run == (queue.Run{}) {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := fs.conn.NewRecorder(f.job, last.Run, last.LastSeq+1).Finish(ctx, &last); err != nil {

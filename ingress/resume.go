@@ -3,6 +3,7 @@ package ingress
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -56,9 +57,13 @@ func resumeFrom(r *http.Request) (eventID, error) {
 	}
 	id, ok := parseEventID(v)
 	if !ok {
-		return eventID{}, &inference.Error{Code: inference.CodeInvalidRequest, Param: "Last-Event-ID", Message: "The header Last-Event-ID is not an event id of this stream."}
+		return eventID{}, errEventID()
 	}
 	return id, nil
+}
+
+func errEventID() error {
+	return &inference.Error{Code: inference.CodeInvalidRequest, Param: "Last-Event-ID", Message: "The header Last-Event-ID is not an event id of this stream."}
 }
 
 func errNoEvents() error {
@@ -95,6 +100,9 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 	}
 	if len(blocks) > 0 && from.run == (queue.Run{}) {
 		f.begin(blocks[0].Run)
+	} else if len(blocks) > 0 && !slices.ContainsFunc(blocks, func(b queue.Block) bool { return b.Run == from.run }) {
+		listener.Close()
+		return nil, errEventID()
 	}
 	f.look()
 	return &tailing{jobID: jobID, feed: f, listener: listener, deadline: time.Now().Add(s.opt.Timeout)}, nil

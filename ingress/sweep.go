@@ -213,7 +213,12 @@ func (fs *flights) closeUnheard(f *flight) {
 	f.mu.Lock()
 	e, outcome := *f.end, f.outcome
 	f.mu.Unlock()
-	if f.finish(&e, outcome) {
-		fs.account(f, &e)
+	if !f.finish(&e, outcome) {
+		return
 	}
+	if f.feed != nil {
+		last := f.feed.abort(e)
+		go fs.keepEnd(f, last) // its client may still come back, and must not wait for more
+	}
+	fs.account(f, &e)
 }

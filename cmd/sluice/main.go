@@ -50,6 +50,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 }
 
+// exitOnSignal ends the process at once when a second signal comes before it has
+// stopped by itself.
+func exitOnSignal(signals <-chan os.Signal, stopped <-chan struct{}) {
+	select {
+	case <-stopped:
+	case <-signals:
+		os.Exit(exitFailure)
+	}
+}
+
 // settings are the flags that every command shares.
 type settings struct{ path string }
 

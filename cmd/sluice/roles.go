@@ -169,13 +169,7 @@ func runApp(ctx context.Context, app *fx.App, log *slog.Logger) error {
 	}
 	stopped := make(chan struct{})
 	defer close(stopped)
-	go func() {
-		select {
-		case <-stopped:
-		case <-signals:
-			os.Exit(exitFailure) //nolint:revive // the second signal asks for exactly this
-		}
-	}()
+	go exitOnSignal(signals, stopped)
 	stop, cancelStop := context.WithTimeout(context.WithoutCancel(ctx), app.StopTimeout())
 	defer cancelStop()
 	return errors.Join(failed, app.Stop(stop))

@@ -124,7 +124,7 @@ func (f *chatFields) collect(root value) error {
 	for m, ok := it.member(); ok; m, ok = it.member() {
 		key := m.key
 		if bytes.IndexByte(key, '\\') >= 0 {
-			quoted := value(root[m.start : m.start+len(key)+2])
+			quoted := root[m.start : m.start+len(key)+2]
 			plain, _ := quoted.text()
 			key = []byte(plain)
 		}

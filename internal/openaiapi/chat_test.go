@@ -218,6 +218,6 @@ func TestErrorsAreDomainErrors(t *testing.T) {
 	t.Parallel()
 	_, err := openaiapi.ParseChat([]byte(`{"model":"m","messages":[{"role":"secret prompt`))
 	var e *inference.Error
-	require.True(t, errors.As(err, &e))
+	require.ErrorAs(t, err, &e)
 	require.NotContains(t, err.Error(), "secret", "a prompt must not reach an error message")
 }

@@ -154,13 +154,8 @@ func (r *Reader) take(start, end int) {
 		r.dispatch()
 		return
 	}
-	field, val := line, line[len(line):]
-	if colon := bytes.IndexByte(line, ':'); colon >= 0 {
-		field, val = line[:colon], line[colon+1:]
-		if len(val) > 0 && val[0] == ' ' {
-			val = val[1:]
-		}
-	}
+	field, val, _ := bytes.Cut(line, []byte{':'})
+	val = bytes.TrimPrefix(val, []byte{' '})
 	switch string(field) {
 	case "data":
 		r.addData(end-len(val), end)

@@ -421,7 +421,7 @@ func TestPubAckTellsFullFromGone(t *testing.T) {
 			t.Parallel()
 			seq, err := parsePubAck(c.m)
 			require.Equal(t, c.seq, seq)
-			require.True(t, errors.Is(err, c.want), "%v", err)
+			require.ErrorIs(t, err, c.want)
 		})
 	}
 }

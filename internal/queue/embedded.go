@@ -69,12 +69,15 @@ type natsLogger struct{ log *slog.Logger }
 func (l natsLogger) Noticef(f string, v ...any) {
 	l.log.Debug("embedded nats server", "message", fmt.Sprintf(f, v...))
 }
+
 func (l natsLogger) Warnf(f string, v ...any) {
 	l.log.Warn("embedded nats server", "message", fmt.Sprintf(f, v...))
 }
+
 func (l natsLogger) Errorf(f string, v ...any) {
 	l.log.Error("embedded nats server", "message", fmt.Sprintf(f, v...))
 }
+
 func (l natsLogger) Fatalf(f string, v ...any) {
 	l.log.Error("embedded nats server", "message", fmt.Sprintf(f, v...))
 }

@@ -12,8 +12,9 @@ import (
 )
 
 // pullExpiry is how long the server keeps a request for jobs open. A puller that
-// hears nothing for somewhat longer asks anew.
-const pullExpiry = 20 * time.Second
+// hears nothing for somewhat longer asks anew. It is short, because to a worker that
+// hangs, or is cut off, the server hands jobs for as long as its request is open.
+const pullExpiry = 5 * time.Second
 
 // Puller takes jobs of one provider off the queue, never more than there are free
 // slots for, so that no job waits in a busy worker while another one idles. It keeps

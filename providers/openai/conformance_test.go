@@ -19,6 +19,7 @@ func TestConformance(t *testing.T) {
 	providertest.Run(t, providertest.Subject{
 		Dialect: dialect{},
 		New: func(t *testing.T, o providertest.Options) providers.Provider {
+			t.Helper()
 			p, err := openai.New(openai.Options{
 				Name: "openai", BaseURL: o.BaseURL, APIKey: providertest.APIKey, Models: []string{providertest.Model},
 				Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, MaxResponseBytes: o.MaxResponseBytes,

@@ -146,7 +146,7 @@ func TestPlainAnswerPassesThrough(t *testing.T) {
 			})
 			resp, err := p.Generate(t.Context(), chat(`{"model":"m"}`))
 			require.NoError(t, err)
-			require.True(t, body == string(resp.Body))
+			require.Equal(t, body, string(resp.Body))
 			require.Equal(t, "m-2", resp.Model)
 			require.Equal(t, inference.Usage{PromptTokens: 3, CompletionTokens: 4, CachedTokens: 1, Known: true}, resp.Usage)
 		}
@@ -401,7 +401,7 @@ func TestIdleTimeoutWaitsForTheFirstByte(t *testing.T) {
 		p, err := openai.New(openai.Options{
 			BaseURL: "http://upstream", IdleTimeout: time.Second, Timeout: time.Hour,
 			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: &late{ctx: r.Context(), gate: gate}}, nil
+				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: &late{ended: r.Context().Done(), gate: gate}}, nil
 			}),
 		})
 		require.NoError(t, err)
@@ -419,9 +419,9 @@ func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f
 
 // late gives one comment when its gate opens, and then nothing more.
 type late struct {
-	ctx  context.Context
-	gate chan struct{}
-	done bool
+	ended <-chan struct{}
+	gate  chan struct{}
+	done  bool
 }
 
 func (l *late) Read(p []byte) (int, error) {
@@ -433,8 +433,8 @@ func (l *late) Read(p []byte) (int, error) {
 	case <-gate:
 		l.done = true
 		return copy(p, ": hello\n\n"), nil
-	case <-l.ctx.Done():
-		return 0, l.ctx.Err()
+	case <-l.ended:
+		return 0, context.Canceled
 	}
 }
 

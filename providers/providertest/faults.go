@@ -108,14 +108,24 @@ func testStatusClasses(t *testing.T, s Subject) {
 		code      inference.ErrorCode
 		retryable bool
 	}{
-		{400, inference.CodeUpstreamRejected, false}, {404, inference.CodeUpstreamRejected, false},
-		{409, inference.CodeUpstreamRejected, false}, {413, inference.CodeUpstreamRejected, false},
-		{415, inference.CodeUpstreamRejected, false}, {422, inference.CodeUpstreamRejected, false},
-		{401, inference.CodeUpstreamAuth, false}, {402, inference.CodeUpstreamAuth, false}, {403, inference.CodeUpstreamAuth, false},
-		{408, inference.CodeUpstreamTimeout, true}, {429, inference.CodeUpstreamRateLimited, true},
-		{500, inference.CodeUpstreamError, true}, {502, inference.CodeUpstreamError, true},
-		{503, inference.CodeUpstreamError, true}, {504, inference.CodeUpstreamError, true}, {529, inference.CodeUpstreamError, true},
-		{405, inference.CodeUpstreamError, false}, {307, inference.CodeUpstreamInvalid, false},
+		{400, inference.CodeUpstreamRejected, false},
+		{404, inference.CodeUpstreamRejected, false},
+		{409, inference.CodeUpstreamRejected, false},
+		{413, inference.CodeUpstreamRejected, false},
+		{415, inference.CodeUpstreamRejected, false},
+		{422, inference.CodeUpstreamRejected, false},
+		{401, inference.CodeUpstreamAuth, false},
+		{402, inference.CodeUpstreamAuth, false},
+		{403, inference.CodeUpstreamAuth, false},
+		{408, inference.CodeUpstreamTimeout, true},
+		{429, inference.CodeUpstreamRateLimited, true},
+		{500, inference.CodeUpstreamError, true},
+		{502, inference.CodeUpstreamError, true},
+		{503, inference.CodeUpstreamError, true},
+		{504, inference.CodeUpstreamError, true},
+		{529, inference.CodeUpstreamError, true},
+		{405, inference.CodeUpstreamError, false},
+		{307, inference.CodeUpstreamInvalid, false},
 	}
 	r := newRig(t, s, Options{})
 	for _, c := range cases {

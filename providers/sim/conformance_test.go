@@ -17,6 +17,7 @@ func TestConformance(t *testing.T) {
 	t.Parallel()
 	providertest.Run(t, providertest.Subject{
 		New: func(t *testing.T, o providertest.Options) providers.Provider {
+			t.Helper()
 			p, err := sim.New(sim.Options{
 				Models: []string{providertest.Model}, CompletionTokens: 20,
 				FirstTokenDelay: o.FirstTokenDelay, TokensPerSecond: o.TokensPerSecond,

@@ -227,8 +227,13 @@ func TestPartialUsage(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	for _, o := range []sim.Options{
-		{FirstTokenDelay: -1}, {TokensPerSecond: -1}, {FailureRate: 1.1}, {FailureRate: -0.1},
-		{CompletionTokens: -1}, {CompletionTokens: sim.MaxCompletionTokens + 1}, {Models: []string{"[x"}},
+		{FirstTokenDelay: -1},
+		{TokensPerSecond: -1},
+		{FailureRate: 1.1},
+		{FailureRate: -0.1},
+		{CompletionTokens: -1},
+		{CompletionTokens: sim.MaxCompletionTokens + 1},
+		{Models: []string{"[x"}},
 	} {
 		_, err := sim.New(o)
 		require.Error(t, err, "%+v", o)
