@@ -60,6 +60,9 @@ func exitOnSignal(signals <-chan os.Signal, stopped <-chan struct{}) {
 	}
 }
 
+// configVariable names the configuration file where the flag does not.
+const configVariable = "SLUICE_CONFIG"
+
 // settings are the flags that every command shares.
 type settings struct{ path string }
 
@@ -90,7 +93,7 @@ started stream can be resumed, and usage is counted exactly once.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVarP(&s.path, "config", "c", os.Getenv("SLUICE_CONFIG"), "configuration file (YAML); SLUICE_CONFIG names one too")
+	root.PersistentFlags().StringVarP(&s.path, "config", "c", os.Getenv(configVariable), "configuration file (YAML); "+configVariable+" names one too")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		serveCommand(s), ingressCommand(s), workerCommand(s), migrateCommand(s),

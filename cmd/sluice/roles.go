@@ -135,8 +135,9 @@ func runRole(cmd *cobra.Command, loaded *config.Loaded, parts ...fx.Option) erro
 	if err != nil {
 		return err
 	}
-	if len(loaded.UnknownEnv) > 0 {
-		log.Info("environment variables that are no settings", "names", loaded.UnknownEnv)
+	unknown := slices.DeleteFunc(loaded.UnknownEnv, func(name string) bool { return name == configVariable })
+	if len(unknown) > 0 {
+		log.Info("environment variables that are no settings", "names", unknown)
 	}
 	app := fx.New(
 		fx.Supply(cfg, log),

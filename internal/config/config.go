@@ -41,8 +41,8 @@ type Server struct {
 	MaxBodyBytes Size `yaml:"max_body_bytes" default:"32MiB" min:"1KiB" max:"1GiB"`
 	// How long a streamed job goes on after its client dropped, so that the client can come back. 0s cancels at once.
 	ResumeWindow time.Duration `yaml:"resume_window" default:"0s" min:"0s" max:"24h"`
-	// How long a stopping process waits for the work in hand.
-	DrainTimeout time.Duration `yaml:"drain_timeout" default:"30s" min:"0s" max:"1h"`
+	// How long a stopping process waits for the work in hand. Give its supervisor's own limit, such as Kubernetes' terminationGracePeriodSeconds, somewhat more.
+	DrainTimeout time.Duration `yaml:"drain_timeout" default:"10m" min:"0s" max:"1h"`
 	// Requests that one ingress holds at once. More are refused with 429.
 	MaxInFlight int `yaml:"max_in_flight" default:"10000" min:"1" max:"1000000"`
 }

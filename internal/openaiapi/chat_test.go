@@ -2,7 +2,6 @@ package openaiapi_test
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"

@@ -42,7 +42,7 @@ CREATE TABLE usage_records (
     queue_us          INTEGER NOT NULL,
     first_token_us    INTEGER, -- NULL: there was none
     total_us          INTEGER NOT NULL
-) STRICT;
+) STRICT, WITHOUT ROWID; -- job ids grow with time, so the rows stand in order without another tree
 
 -- Each list of usage is newest first, page by page; job_id settles a tie.
 CREATE INDEX usage_records_created ON usage_records (created_at, job_id);
