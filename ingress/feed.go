@@ -155,10 +155,14 @@ func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 			if f.stuck.IsZero() {
 				f.stuck = time.Now()
 			}
-			b, err := f.refill(ctx)
-			if err == nil && len(b.Chunks) > 0 {
+			b, more, err := f.refill(ctx)
+			if len(b.Chunks) > 0 {
 				f.stuck = time.Time{}
 				return b, nil
+			}
+			if more {
+				f.stuck = time.Time{}
+				continue
 			}
 			if ctx.Err() != nil {
 				return batch{}, ctx.Err()
@@ -222,18 +226,19 @@ func (f *feed) ready() (b batch, refill bool) {
 	return batch{}, f.missed || f.next <= f.heard
 }
 
-// refill reads the next kept chunks of the run.
-func (f *feed) refill(ctx context.Context) (batch, error) {
+// refill reads the next kept chunks of the run. more says that there were kept events,
+// be it such as were handed out before, and that others may follow.
+func (f *feed) refill(ctx context.Context) (b batch, more bool, err error) {
 	blocks, err := f.kept.Next(ctx)
 	if err != nil {
-		return batch{}, err
+		return batch{}, false, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(blocks) > 0 && f.run == (queue.Run{}) {
 		f.run = blocks[0].Run
 	}
-	b := batch{Run: f.run, First: f.next}
+	b = batch{Run: f.run, First: f.next}
 	for _, k := range blocks {
 		if k.Run != f.run {
 			continue
@@ -251,5 +256,5 @@ func (f *feed) refill(ctx context.Context) (batch, error) {
 	if len(blocks) == 0 && f.next > f.heard && f.end == nil {
 		f.missed, f.stuck = false, time.Time{} // caught up; live chunks show whether anything is missing still
 	}
-	return b, nil
+	return b, len(blocks) > 0, nil
 }

@@ -130,8 +130,9 @@ func (s *Ingress) settleRest() {
 	}
 }
 
-// Drain makes /readyz fail, so that no new work is sent here, and lets streams that
-// must be cut go on without their client.
+// Drain makes /readyz fail, so that no new work is sent here, tells clients to open
+// their next connection elsewhere, and lets streams that must be cut go on without
+// their client.
 func (s *Ingress) Drain() { s.draining.Store(true) }
 
 func (s *Ingress) expireWorkers(ctx context.Context) {
@@ -189,6 +190,9 @@ func (s *Ingress) identified(next http.Handler) http.Handler {
 			r.Header.Set(requestIDHeader, id)
 		}
 		w.Header()[requestIDHeader] = []string{id}
+		if s.draining.Load() {
+			w.Header().Set("Connection", "close") // the client's next request goes elsewhere
+		}
 		next.ServeHTTP(w, r)
 	})
 }

@@ -42,18 +42,20 @@ func parseEventID(s string) (eventID, bool) {
 
 // sseWriter writes one streamed answer.
 type sseWriter struct {
-	w    http.ResponseWriter
-	ctrl *http.ResponseController
-	buf  []byte
-	head bool    // the response's head is out
-	late *flight // whose headers follow as trailers, because the head went out too early for them
+	w        http.ResponseWriter
+	ctrl     *http.ResponseController
+	buf      []byte
+	extended time.Time // when the write deadline was last put off
+	head     bool      // the response's head is out
+	late     *flight   // whose headers follow as trailers, because the head went out too early for them
 }
 
 func newSSEWriter(w http.ResponseWriter) *sseWriter {
 	return &sseWriter{w: w, ctrl: http.NewResponseController(w)}
 }
 
-// writeMost is how long a client may take to accept one write before it is cut off.
+// writeMost is how long a client may take to accept one write before it is cut off; it
+// is put off now and then, not at every write, so it may be a quarter less.
 const writeMost = 2 * time.Minute
 
 // begin sets the headers of an event stream; the first flush sends them.
@@ -111,8 +113,10 @@ func (s *sseWriter) comment(text string) error {
 }
 
 func (s *sseWriter) flush() error {
-	// Not every writer has deadlines; the server's does.
-	_ = s.ctrl.SetWriteDeadline(time.Now().Add(writeMost))
+	if now := time.Now(); now.Sub(s.extended) > writeMost/4 {
+		s.extended = now
+		_ = s.ctrl.SetWriteDeadline(now.Add(writeMost)) // not every writer has deadlines; the server's does
+	}
 	_, err := s.w.Write(s.buf)
 	if err == nil {
 		err = s.ctrl.Flush()

@@ -140,6 +140,7 @@ const (
 	needLostError      // the worker is gone and its answer had begun
 	needUsageRow       // the worker's last word did not come
 	needCancel         // the client did not come back
+	needExpiry         // the deadline has passed, and no client of this ingress watches it
 )
 
 // lookAfter decides under the flight's lock and acts without it.
@@ -176,6 +177,8 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 		fs.closeUnheard(f)
 	case needCancel:
 		fs.leave(f, inference.OutcomeCancelled, errClientGone())
+	case needExpiry:
+		fs.leave(f, inference.OutcomeExpired, errDeadline(f.job))
 	}
 }
 
@@ -190,6 +193,8 @@ func (f *flight) needs(now, connectedAt time.Time) need {
 			return needUsageRow
 		}
 		return needNothing
+	case f.clientGone && now.After(f.job.Deadline):
+		return needExpiry
 	case f.clientGone && now.After(f.goneUntil):
 		return needCancel
 	case f.begun && silent > silentFor:

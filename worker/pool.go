@@ -169,11 +169,20 @@ func (p *pool) serveOne(work context.Context, d *queue.Delivery) {
 	release := func() {
 		if !released {
 			released = true
-			p.puller.Free()
+			p.free()
 		}
 	}
 	defer release()
 	p.handle(work, d, release)
+}
+
+// free gives a slot back. The first jobs come before start has kept the puller, and
+// wait for it here.
+func (p *pool) free() {
+	p.mu.Lock()
+	puller := p.puller
+	p.mu.Unlock()
+	puller.Free()
 }
 
 // handle judges the delivery and runs it. release frees the slot as soon as the

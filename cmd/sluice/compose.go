@@ -274,6 +274,24 @@ type httpParts struct {
 	Log      *slog.Logger
 }
 
+// lastRequests is how long a stopping server still takes requests over connections
+// that it has.
+const lastRequests = 500 * time.Millisecond
+
+// takeLastRequests refuses new connections and goes on serving those there are for a
+// moment. Shutdown alone would close a connection just accepted without a word, its
+// request unread; and a client that keeps its connection learns from the answer to
+// its next request that it has to open another one, elsewhere.
+func takeLastRequests(ctx context.Context, l net.Listener) {
+	_ = l.Close() // Serve has the error
+	timer := time.NewTimer(lastRequests)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 func serveHTTP(p httpParts) {
 	srv := &http.Server{
 		Handler: p.Ingress.Handler(), ReadHeaderTimeout: headerTimeout, ReadTimeout: bodyTimeout, IdleTimeout: idleTimeout,
@@ -284,7 +302,7 @@ func serveHTTP(p httpParts) {
 		func() {
 			go func() {
 				defer close(done)
-				if err := srv.Serve(p.Listener); !errors.Is(err, http.ErrServerClosed) {
+				if err := srv.Serve(p.Listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 					p.Log.Error("http server ended", "error", err)
 					_ = p.Shutdown.Shutdown(fx.ExitCode(exitFailure)) // it fails only when a stop is under way
 				}
@@ -295,6 +313,7 @@ func serveHTTP(p httpParts) {
 			p.Ingress.Drain()
 			drain, cancel := context.WithTimeout(ctx, p.Config.Server.DrainTimeout)
 			defer cancel()
+			takeLastRequests(drain, p.Listener)
 			if err := srv.Shutdown(drain); err != nil {
 				p.Log.Warn("drain ran out of time; open connections are closed", "error", err)
 				_ = srv.Close() // its error says what Shutdown's said

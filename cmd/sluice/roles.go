@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -121,15 +120,8 @@ Start as many as you like, anywhere.`,
 // stopMargin is what is left for the last words after the drain.
 const stopMargin = 30 * time.Second
 
-// gcPercent trades memory for processor time: a request leaves much short-lived
-// memory behind, while little lives long. GOGC overrides it.
-const gcPercent = 400
-
 // runRole composes a role and runs it until a signal, or until it fails.
 func runRole(cmd *cobra.Command, loaded *config.Loaded, parts ...fx.Option) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	cfg := loaded.Config
 	log, err := observability.NewLogger(cmd.ErrOrStderr(), cfg.Observability.LogLevel, cfg.Observability.LogFormat)
 	if err != nil {
@@ -141,6 +133,7 @@ func runRole(cmd *cobra.Command, loaded *config.Loaded, parts ...fx.Option) erro
 	}
 	app := fx.New(
 		fx.Supply(cfg, log),
+		fx.Invoke(tuneGC),
 		fx.WithLogger(func() fxevent.Logger { return fxevent.NopLogger }),
 		fx.StartTimeout(2*time.Minute), fx.StopTimeout(cfg.Server.DrainTimeout*2+stopMargin),
 		baseModule, fx.Options(parts...),

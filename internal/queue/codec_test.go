@@ -2,7 +2,6 @@ package queue
 
 import (
 	"bytes"
-	"errors"
 	"math"
 	"reflect"
 	"strings"
@@ -151,6 +150,14 @@ func fullEvents() *Events {
 	}
 }
 
+func fullRecord() inference.Record {
+	return inference.Record{
+		JobID: "j", RequestID: "r", Kind: inference.KindChat, Tenant: "t", KeyID: "k", ModelAsked: "a", Provider: "p", ModelServed: "m",
+		Stream: true, Usage: fullEnd().Usage, Attempts: 3, Outcome: inference.OutcomeAbandoned, Status: 502, ErrorCode: inference.CodeWorkerLost,
+		CreatedAt: time.UnixMicro(1_700_000_000_000_001).UTC(), Queue: time.Second, FirstToken: time.Minute, Total: time.Hour,
+	}
+}
+
 func TestFramesRoundTrip(t *testing.T) {
 	t.Parallel()
 	end, err := decodeEnd("j", fullEnd().encode())
@@ -176,6 +183,10 @@ func TestFramesRoundTrip(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, h, held)
 
+	records, err := decodeRecords(encodeRecords([]inference.Record{fullRecord(), fullRecord()}))
+	require.NoError(t, err)
+	require.Equal(t, []inference.Record{fullRecord(), fullRecord()}, records)
+
 	ids, err := decodeIDs(encodeIDs([]string{"a", "", "ccc"}))
 	require.NoError(t, err)
 	require.Equal(t, []string{"a", "", "ccc"}, ids)
@@ -199,11 +210,12 @@ func TestFramesCutOrLongerAreRefused(t *testing.T) {
 		frame  []byte
 		decode func([]byte) error
 	}{
-		"end":    {fullEnd().encode(), func(b []byte) error { _, err := decodeEnd("j", b); return err }},
-		"events": {fullEvents().encode(), func(b []byte) error { _, err := decodeEvents("j", b); return err }},
-		"claim":  {(&Claim{Worker: "w"}).encode(), func(b []byte) error { _, err := decodeClaim("j", b); return err }},
-		"held":   {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
-		"ids":    {encodeIDs([]string{"a", "b"}), func(b []byte) error { _, err := decodeIDs(b); return err }},
+		"end":     {fullEnd().encode(), func(b []byte) error { _, err := decodeEnd("j", b); return err }},
+		"events":  {fullEvents().encode(), func(b []byte) error { _, err := decodeEvents("j", b); return err }},
+		"claim":   {(&Claim{Worker: "w"}).encode(), func(b []byte) error { _, err := decodeClaim("j", b); return err }},
+		"held":    {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
+		"records": {encodeRecords([]inference.Record{fullRecord()}), func(b []byte) error { _, err := decodeRecords(b); return err }},
+		"ids":     {encodeIDs([]string{"a", "b"}), func(b []byte) error { _, err := decodeIDs(b); return err }},
 	}
 	for name, d := range decoders {
 		t.Run(name, func(t *testing.T) {
@@ -309,11 +321,13 @@ func FuzzFrames(f *testing.F) {
 	f.Add(byte(4), encodeIDs([]string{"a"}))
 	f.Add(byte(5), blockFrame(4, 2, packedChunks("a", "bb"), nil))
 	f.Add(byte(6), blockFrame(4, 2, packedChunks("a", "bb"), fullEnd()))
+	f.Add(byte(7), encodeRecords([]inference.Record{fullRecord(), {}}))
+	f.Add(byte(7), forged(0))
 	f.Add(byte(0), forged(6))
 	f.Add(byte(4), forged(0))
 	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
 		const most = 1 << 16
-		switch kind % 7 {
+		switch kind % 8 {
 		case 0:
 			if e, err := decodeEvents("j", data); err == nil {
 				again, err := decodeEvents("j", e.encode())
@@ -349,8 +363,17 @@ func FuzzFrames(f *testing.F) {
 				again, err := decodeIDs(encodeIDs(ids))
 				requireSame(t, ids, again, err)
 			}
+		case 7:
+			rs, err := decodeRecords(data)
+			if cap(rs) > len(data) {
+				t.Fatalf("%d bytes made room for %d records", len(data), cap(rs))
+			}
+			if err == nil {
+				again, err := decodeRecords(encodeRecords(rs))
+				requireSame(t, rs, again, err)
+			}
 		default:
-			b, err := decodeBlock("j", blockHeader(kind%7 == 6), data, most)
+			b, err := decodeBlock("j", blockHeader(kind%8 == 6), data, most)
 			if err != nil {
 				return
 			}

@@ -132,6 +132,7 @@ func (p *Puller) heard(m *nats.Msg) {
 	refuse := p.stopped || p.free == 0
 	if !refuse {
 		p.free--
+		p.ask()
 	}
 	p.mu.Unlock()
 

@@ -37,6 +37,27 @@ func TestPullerTakesNoMoreThanItsSlots(t *testing.T) {
 	eventually(t, func() bool { return depth(t, c) == Depth{} }, "an empty queue")
 }
 
+// While jobs are still on their way for most of the free slots no further request is
+// made; once they have come, one is, and no slot stays without.
+func TestPullerAsksForEverySlot(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	d, e := dispatcher(t, c)
+	came := make(chan *Delivery, 10)
+	p, err := c.NewPuller(testProvider, inference.LaneInteractive, 4, func(d *Delivery) { came <- d }, nil) // nobody runs it: no tick helps
+	require.NoError(t, err)
+	defer p.Stop()
+	for range 2 {
+		require.NoError(t, publish(t, d, e, testJob("{}")).err)
+		receive(t, came)
+	}
+	p.Free()
+	for range 3 {
+		require.NoError(t, publish(t, d, e, testJob("{}")).err)
+		receive(t, came)
+	}
+}
+
 // A request for jobs that is made twice, because the first one was thought lost, may
 // bring more jobs than there are slots: those go back at once.
 func TestJobsBeyondTheSlotsGoBack(t *testing.T) {
