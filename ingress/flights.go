@@ -23,8 +23,9 @@ type flights struct {
 	log      *slog.Logger
 	most     int
 
-	mu   sync.Mutex
-	byID map[string]*flight
+	mu     sync.Mutex
+	byID   map[string]*flight
+	fullAt map[string]time.Time // when a provider's queue last refused a job
 
 	streams streamAges
 	nudge   chan struct{} // the streams have to be looked at now
@@ -38,25 +39,49 @@ func (fs *flights) open(ctx context.Context, job *inference.Job, window time.Dur
 	if job.Stream {
 		f.feed = newFeed(fs.conn.NewKeptReader(job.ID), queue.Run{}, 1)
 	}
+	if err := fs.room(job, now); err != nil {
+		return nil, err
+	}
 	ref, err := fs.dispatch.StoreBody(ctx, job)
 	if err != nil {
 		return nil, fs.publishError(err, job)
 	}
 	f.bodyRef = ref
 	fs.mu.Lock()
-	full := len(fs.byID) >= fs.most
-	if !full {
-		fs.byID[job.ID] = f
-	}
+	fs.byID[job.ID] = f
 	fs.mu.Unlock()
-	if full {
-		fs.dropBody(f)
-		return nil, &inference.Error{Code: inference.CodeQueueFull, Message: "Too many requests are in progress. Try again later.", Retryable: true, RetryAfter: time.Second}
-	}
 	if err := fs.dispatch.Publish(job, ref); err != nil {
 		fs.log.Warn("job not sent; it will be tried again", "job_id", job.ID, "error", err)
 	}
 	return f, nil
+}
+
+// fullFor is how long a queue is taken to be full after it has said so. It spares a
+// queue that is under more load than it can take most of the asking, and is short
+// against the time in which a place is missed.
+const fullFor = 5 * time.Millisecond
+
+// room reports why the job cannot be taken in: there are too many here, or its queue
+// has just said that it is full.
+func (fs *flights) room(job *inference.Job, now time.Time) error {
+	provider := job.Candidate().Provider
+	fs.mu.Lock()
+	full, crowded := now.Sub(fs.fullAt[provider]) < fullFor, len(fs.byID) >= fs.most
+	fs.mu.Unlock()
+	switch {
+	case crowded:
+		return &inference.Error{Code: inference.CodeQueueFull, Message: "Too many requests are in progress. Try again later.", Retryable: true, RetryAfter: time.Second}
+	case full:
+		fs.metrics.refused(provider)
+		return fs.publishError(queue.ErrFull, job)
+	}
+	return nil
+}
+
+func (fs *flights) noteFull(provider string) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.fullAt[provider] = time.Now()
 }
 
 func (fs *flights) find(jobID string) *flight {
@@ -133,6 +158,7 @@ func (fs *flights) notPublished(f *flight, epoch int, err error) {
 		return
 	}
 	if errors.Is(err, queue.ErrFull) && epoch == 0 {
+		fs.noteFull(f.job.Candidate().Provider)
 		fs.refuse(f, fs.publishError(err, f.job))
 		return
 	}
@@ -145,7 +171,7 @@ func (fs *flights) refuse(f *flight, err error) {
 		return
 	}
 	fs.remove([]string{f.job.ID})
-	fs.dropBody(f)
+	fs.dropBlob(f.job.ID, f.bodyRef)
 	fs.metrics.refused(f.job.Candidate().Provider)
 	if f.feed != nil {
 		f.feed.abort(*f.end)
@@ -186,7 +212,11 @@ func (fs *flights) Ended(e *queue.End) {
 	}
 	f.mu.Lock()
 	replaced := e.Run.Epoch < f.run.Epoch
+	counts := f.end != nil && f.end.Run == e.Run
 	f.mu.Unlock()
+	if !counts && e.BodyRef != "" {
+		go fs.dropBlob(e.JobID, e.BodyRef)
+	}
 	if replaced {
 		fs.settle(e) // a later message stands for the job
 	}
@@ -209,7 +239,13 @@ func (fs *flights) account(f *flight, e *queue.End) {
 	}
 	fs.ledger.add(entry{record: rec, worker: e.Worker})
 	if f.bodyRef != "" {
-		go fs.dropBody(f)
+		go fs.dropBlob(e.JobID, f.bodyRef)
+	}
+	f.mu.Lock()
+	taken := f.end == e
+	f.mu.Unlock()
+	if !taken && e.BodyRef != "" {
+		go fs.dropBlob(e.JobID, e.BodyRef) // the answer came after its client had gone
 	}
 }
 
@@ -290,15 +326,15 @@ func (fs *flights) cancel(f *flight) {
 	}
 }
 
-// dropBody removes a body that travelled as a blob.
-func (fs *flights) dropBody(f *flight) {
-	if f.bodyRef == "" {
+// dropBlob removes a request or an answer that travelled as a blob, if it did.
+func (fs *flights) dropBlob(jobID, ref string) {
+	if ref == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := fs.conn.RemoveBlob(ctx, f.bodyRef); err != nil {
-		fs.log.Debug("body not removed; its age will", "job_id", f.job.ID, "error", err)
+	if err := fs.conn.RemoveBlob(ctx, ref); err != nil {
+		fs.log.Debug("blob not removed; its age will", "job_id", jobID, "error", err)
 	}
 }
 

@@ -60,7 +60,7 @@ func New(o Options) *Ingress {
 	s.keys = newKeyring(o.Keys, o.StaticKeys, s.log)
 	s.flights = &flights{
 		id: o.ID, conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight,
-		byID: make(map[string]*flight), nudge: make(chan struct{}, 1),
+		byID: make(map[string]*flight), fullAt: make(map[string]time.Time), nudge: make(chan struct{}, 1),
 	}
 	s.workers = newDirectory(o.Providers, o.Order, s.flights.needStreams)
 	s.ledger = &ledger{
