@@ -50,12 +50,13 @@ func (s *Ingress) answerBody(r *http.Request, end *queue.End) ([]byte, error) {
 	if end.BodyRef == "" {
 		return end.Body, nil
 	}
+	defer s.flights.dropBlob(end.JobID, end.BodyRef) // also when its client has just gone
 	body, err := s.conn.FetchBlob(r.Context(), end.BodyRef, maxAnswerBytes)
+	if r.Context().Err() != nil {
+		return nil, errClientGone()
+	}
 	if err != nil {
 		return nil, &inference.Error{Code: inference.CodeInternal, Message: "The answer was lost in the queue.", Retryable: true, Err: err}
-	}
-	if err := s.conn.RemoveBlob(r.Context(), end.BodyRef); err != nil {
-		s.log.Debug("answer's blob not removed; its age will", "job_id", end.JobID, "error", err)
 	}
 	return body, nil
 }

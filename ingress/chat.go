@@ -96,6 +96,11 @@ func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request) ([]byte, erro
 	if ce := r.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
 		return nil, inference.Errorf(inference.CodeInvalidRequest, "A request body with a Content-Encoding is not taken. Send it as plain JSON.")
 	}
+	// The time for the body must not run on into the wait for the answer. Not every
+	// writer has deadlines; the server's does.
+	ctrl := http.NewResponseController(w)
+	_ = ctrl.SetReadDeadline(time.Now().Add(s.opt.BodyTimeout))
+	defer func() { _ = ctrl.SetReadDeadline(time.Time{}) }()
 	limited := http.MaxBytesReader(w, r.Body, s.opt.MaxBodyBytes)
 	var body []byte
 	var err error

@@ -57,7 +57,7 @@ const (
 	aliveFor    = 3 * time.Second  // a run that was heard of so lately is alive
 	silentFor   = 10 * time.Second // a begun run that was not heard of for so long is lost
 	confirmWait = 2 * time.Second  // for the server to confirm a publish before it is repeated
-	publishMost = 15 * time.Second // of trying to publish before the request is refused
+	publishMost = 15 * time.Second // of trying to publish, while connected, before the request is refused
 	lostGrace   = 3 * time.Second  // after a stream was lost, for workers to say what they hold
 	closingWait = 3 * time.Second  // for the worker's word about a job that nobody waits for
 	maxLostRuns = 3                // a job that loses so many workers is not given to another

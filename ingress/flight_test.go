@@ -237,8 +237,9 @@ func TestWhatAFlightNeeds(t *testing.T) {
 		"stream lost, just connected":  {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, 10 * time.Second, 8 * time.Second, needNothing},
 		"left, worker may speak":       {func(f *flight) { f.leave(inference.OutcomeCancelled, errClientGone(), t0) }, closingWait, 0, needNothing},
 		"left, worker silent":          {func(f *flight) { f.leave(inference.OutcomeCancelled, errClientGone(), t0) }, closingWait + 1, 0, needUsageRow},
-		"client may come back":         {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(time.Minute) }, time.Minute, 0, needNothing},
-		"client did not come back":     {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(time.Minute) }, time.Minute + 1, 0, needCancel},
+		"client may come back":         {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(30*time.Second) }, 30 * time.Second, 0, needNothing},
+		"client did not come back":     {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(30*time.Second) }, 31 * time.Second, 0, needCancel},
+		"client away, deadline":        {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(time.Hour) }, time.Minute + 1, 0, needExpiry},
 		"ended":                        {func(f *flight) { f.finish(&queue.End{}, inference.OutcomeFailed); f.clientGone = true }, time.Hour, 0, needNothing},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -27,6 +27,7 @@ type flights struct {
 	byID   map[string]*flight
 	fullAt map[string]time.Time // when a provider's queue last refused a job
 
+	side    sync.WaitGroup // short errands that nobody waits for until the stop
 	streams streamAges
 	nudge   chan struct{} // the streams have to be looked at now
 }
@@ -135,7 +136,7 @@ func (fs *flights) Published(jobID string, epoch int, seq uint64, err error) {
 		return
 	}
 	if left {
-		go fs.cancel(f) // the client went before the server had the job
+		fs.side.Go(func() { fs.cancel(f) }) // the client went before the server had the job
 		return
 	}
 	if f.job.Stream && epoch == 0 {
@@ -215,7 +216,7 @@ func (fs *flights) Ended(e *queue.End) {
 	counts := f.end != nil && f.end.Run == e.Run
 	f.mu.Unlock()
 	if !counts && e.BodyRef != "" {
-		go fs.dropBlob(e.JobID, e.BodyRef)
+		fs.side.Go(func() { fs.dropBlob(e.JobID, e.BodyRef) })
 	}
 	if replaced {
 		fs.settle(e) // a later message stands for the job
@@ -234,18 +235,21 @@ func (fs *flights) account(f *flight, e *queue.End) {
 	now := time.Now()
 	rec := f.record(e, now)
 	fs.metrics.ended(&rec, e)
+	fs.log.LogAttrs(context.Background(), slog.LevelDebug, "request ended", slog.String("request_id", rec.RequestID),
+		slog.String("job_id", rec.JobID), slog.String("provider", rec.Provider), slog.String("outcome", string(rec.Outcome)),
+		slog.Int("attempt", rec.Attempts), slog.Duration("queue", rec.Queue), slog.Duration("total", rec.Total))
 	if f.feed != nil {
 		f.feed.finish(e)
 	}
 	fs.ledger.add(entry{record: rec, worker: e.Worker})
 	if f.bodyRef != "" {
-		go fs.dropBlob(e.JobID, f.bodyRef)
+		fs.side.Go(func() { fs.dropBlob(e.JobID, f.bodyRef) })
 	}
 	f.mu.Lock()
 	taken := f.end == e
 	f.mu.Unlock()
 	if !taken && e.BodyRef != "" {
-		go fs.dropBlob(e.JobID, e.BodyRef) // the answer came after its client had gone
+		fs.side.Go(func() { fs.dropBlob(e.JobID, e.BodyRef) }) // the answer came after its client had gone
 	}
 }
 
@@ -293,7 +297,7 @@ func (fs *flights) end(f *flight, err *inference.Error) {
 	}
 	if f.feed != nil {
 		last := f.feed.abort(*e)
-		go fs.keepEnd(f, last)
+		fs.side.Go(func() { fs.keepEnd(f, last) })
 	}
 	fs.account(f, e)
 }

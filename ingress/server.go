@@ -32,6 +32,7 @@ type Options struct {
 	Timeout      time.Duration // a request's deadline, and the most that a client may ask for
 	Keepalive    time.Duration
 	MaxBodyBytes int64
+	BodyTimeout  time.Duration // for a client to send its body; zero: 5 minutes
 	ResumeWindow time.Duration
 	MaxInFlight  int
 
@@ -54,8 +55,15 @@ type Ingress struct {
 	draining atomic.Bool
 }
 
-// New returns an ingress. Handler serves requests once Run is running.
+// bodyTimeout is how long a client may take to send its body, unless Options say
+// otherwise.
+const bodyTimeout = 5 * time.Minute
+
+// New returns an ingress. Handler serves requests once Start has returned.
 func New(o Options) *Ingress {
+	if o.BodyTimeout <= 0 {
+		o.BodyTimeout = bodyTimeout
+	}
 	s := &Ingress{opt: o, conn: o.Conn, metrics: o.Metrics, log: o.Logger.With("ingress", o.ID)}
 	s.keys = newKeyring(o.Keys, o.StaticKeys, s.log)
 	s.flights = &flights{
@@ -107,6 +115,7 @@ func (s *Ingress) Start() (stop func(), err error) {
 		loops.Wait()
 		watch.Close()
 		dispatch.Close()
+		s.flights.side.Wait()
 	}, nil
 }
 

@@ -201,7 +201,7 @@ func (f *flight) needs(now, connectedAt time.Time) need {
 		return needLostError
 	case f.place.seq == 0 && !f.held:
 		switch {
-		case f.job.Epoch == 0 && now.Sub(f.place.firstSent) > publishMost:
+		case f.job.Epoch == 0 && now.Sub(later(f.place.firstSent, connectedAt)) > publishMost:
 			return needRefusal
 		case now.Sub(f.place.sent) > confirmWait:
 			return needRepeat
@@ -223,7 +223,7 @@ func (fs *flights) closeUnheard(f *flight) {
 	}
 	if f.feed != nil {
 		last := f.feed.abort(e)
-		go fs.keepEnd(f, last) // its client may still come back, and must not wait for more
+		fs.side.Go(func() { fs.keepEnd(f, last) }) // its client may still come back, and must not wait for more
 	}
 	fs.account(f, &e)
 }

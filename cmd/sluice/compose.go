@@ -255,12 +255,12 @@ func listen(address string) (net.Listener, error) {
 	return lc.Listen(context.Background(), "tcp", address)
 }
 
-// Bounds of the HTTP server. Bodies and answers have their own.
+// Bounds of the HTTP server. Bodies and answers have their own: a ReadTimeout would
+// take a client for gone that has waited so long for its answer.
 const (
 	headerTimeout = 10 * time.Second
 	idleTimeout   = 2 * time.Minute
 	headerBytes   = 64 << 10
-	bodyTimeout   = 5 * time.Minute
 )
 
 type httpParts struct {
@@ -294,7 +294,7 @@ func takeLastRequests(ctx context.Context, l net.Listener) {
 
 func serveHTTP(p httpParts) {
 	srv := &http.Server{
-		Handler: p.Ingress.Handler(), ReadHeaderTimeout: headerTimeout, ReadTimeout: bodyTimeout, IdleTimeout: idleTimeout,
+		Handler: p.Ingress.Handler(), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: headerBytes, ErrorLog: slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug),
 	}
 	done := make(chan struct{})

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -55,6 +56,9 @@ type Dispatcher struct {
 	ingress string
 	replies Replies
 	sub     *nats.Subscription
+
+	hearing sync.Mutex // held while replies is called
+	closed  bool
 }
 
 // NewDispatcher starts hearing what is said to the ingress of this id.
@@ -68,8 +72,13 @@ func (c *Conn) NewDispatcher(ingress string, replies Replies) (*Dispatcher, erro
 	return d, nil
 }
 
-// Close stops hearing.
-func (d *Dispatcher) Close() { _ = d.sub.Unsubscribe() }
+// Close stops hearing: replies is not called any more once it has returned.
+func (d *Dispatcher) Close() {
+	_ = d.sub.Unsubscribe() // it fails only when the connection is closed, and all is silent then
+	d.hearing.Lock()
+	defer d.hearing.Unlock()
+	d.closed = true
+}
 
 // StoreBody keeps a body that is too large for a message. It returns the name to
 // publish the job with, or "" when the body travels in the message itself.
@@ -144,6 +153,11 @@ func (d *Dispatcher) Settle(worker string, jobIDs []string) error {
 
 // heard takes apart rep.<ingress>.<what>.<job>[.<epoch>].
 func (d *Dispatcher) heard(m *nats.Msg) {
+	d.hearing.Lock()
+	defer d.hearing.Unlock()
+	if d.closed {
+		return
+	}
 	rest := m.Subject[min(len(m.Subject), len("rep.")+len(d.ingress)+1):]
 	what, rest, _ := strings.Cut(rest, ".")
 	jobID, epoch, _ := strings.Cut(rest, ".")

@@ -26,7 +26,7 @@ func TestPullerTakesNoMoreThanItsSlots(t *testing.T) {
 	first.Ack()
 	p.Free()
 	third := receive(t, k.ch)
-	require.Equal(t, Depth{Waiting: 2, Running: 2}, depth(t, c))
+	eventually(t, func() bool { return depth(t, c) == Depth{Waiting: 2, Running: 2} }, "the acknowledgement is not confirmed, so it may take a moment")
 	require.Empty(t, k.ch, "no job without a slot")
 	second.Ack()
 	third.Ack()

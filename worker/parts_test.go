@@ -1,0 +1,180 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	passing := func(after time.Duration) *inference.Error {
+		return &inference.Error{Code: inference.CodeUpstreamRateLimited, Retryable: true, RetryAfter: after}
+	}
+	for name, c := range map[string]struct {
+		state    retryState
+		again    bool
+		from, to time.Duration
+	}{
+		"first":                {retryState{err: passing(0), tries: 1, maxRetries: 2, left: time.Minute}, true, 0, retryBase},
+		"second":               {retryState{err: passing(0), tries: 2, maxRetries: 2, left: time.Minute}, true, 0, 2 * retryBase},
+		"far later":            {retryState{err: passing(0), tries: 60, maxRetries: 100, left: time.Minute}, true, 0, retryMost},
+		"spent":                {retryState{err: passing(0), tries: 3, maxRetries: 2, left: time.Minute}, false, 0, 0},
+		"none allowed":         {retryState{err: passing(0), tries: 1, left: time.Minute}, false, 0, 0},
+		"would not pass":       {retryState{err: &inference.Error{Code: inference.CodeUpstreamRejected}, tries: 1, maxRetries: 2, left: time.Minute}, false, 0, 0},
+		"after a chunk":        {retryState{err: passing(0), tries: 1, maxRetries: 2, left: time.Minute, started: true}, false, 0, 0},
+		"as asked for":         {retryState{err: passing(3 * time.Second), tries: 1, maxRetries: 2, left: time.Minute}, true, 3 * time.Second, 3*time.Second + 1},
+		"asked for too much":   {retryState{err: passing(retryPatience + 1), tries: 1, maxRetries: 2, left: time.Hour}, false, 0, 0},
+		"beyond the deadline":  {retryState{err: passing(3 * time.Second), tries: 1, maxRetries: 2, left: 3 * time.Second}, false, 0, 0},
+		"deadline has passed":  {retryState{err: passing(0), tries: 1, maxRetries: 2, left: -1}, false, 0, 0},
+		"just in the deadline": {retryState{err: passing(3 * time.Second), tries: 1, maxRetries: 2, left: 3*time.Second + 1}, true, 3 * time.Second, 3*time.Second + 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			seen := make(map[time.Duration]bool)
+			for range 200 {
+				wait, again := retryAfter(c.state)
+				require.Equal(t, c.again, again)
+				if again {
+					require.GreaterOrEqual(t, wait, c.from)
+					require.Less(t, wait, c.to)
+					seen[wait] = true
+				}
+			}
+			if c.again && c.to-c.from > 1 {
+				require.Greater(t, len(seen), 100, "waits are spread")
+			}
+		})
+	}
+}
+
+func testHeld(id string) (*held, context.Context) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return &held{jobID: id, run: queue.Run{Delivery: 1}, cancel: cancel, settled: make(chan struct{}), since: time.Now()}, ctx
+}
+
+func TestHoldings(t *testing.T) {
+	t.Parallel()
+	h := newHoldings()
+	a, actx := testHeld("a")
+	b, bctx := testHeld("b")
+	require.True(t, h.add(a))
+	require.True(t, h.add(b))
+	again, _ := testHeld("a")
+	require.False(t, h.add(again), "a job is held once")
+	require.Equal(t, 2, h.count())
+
+	require.Len(t, h.list(false), 2)
+	require.Empty(t, h.list(false), "what was told is not told again")
+	require.Len(t, h.list(true), 2, "unless all is asked for")
+
+	h.Cancelled([]string{"a", "unknown"})
+	require.ErrorIs(t, context.Cause(actx), errCancelled)
+	require.NoError(t, bctx.Err())
+
+	h.Settled([]string{"b", "unknown"})
+	h.Settled([]string{"b"})
+	select {
+	case <-b.settled:
+	default:
+		require.Fail(t, "b is settled")
+	}
+	h.remove("a")
+	h.remove("b")
+	require.Zero(t, h.count())
+}
+
+// A cancellation may come before the job that it means; it is remembered for half a
+// minute, or up to twice as long, and then forgotten.
+func TestCancelBeforeTheJobComes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHoldings()
+		h.Cancelled([]string{"a", "b"})
+		early, ctx := testHeld("a")
+		require.True(t, h.add(early))
+		require.ErrorIs(t, context.Cause(ctx), errCancelled)
+
+		h.forget() // too early
+		time.Sleep(cancelledKept)
+		h.forget()
+		b, ctx := testHeld("b")
+		require.True(t, h.add(b))
+		require.Error(t, ctx.Err(), "still remembered")
+		h.remove("b")
+
+		time.Sleep(cancelledKept)
+		h.forget()
+		b, ctx = testHeld("b")
+		require.True(t, h.add(b))
+		require.NoError(t, ctx.Err(), "forgotten")
+		b.cancel(nil)
+	})
+}
+
+func TestCancellationsRememberedAreBounded(t *testing.T) {
+	t.Parallel()
+	h := newHoldings()
+	ids := make([]string, cancelledMost+10)
+	for i := range ids {
+		ids[i] = fmt.Sprint(i)
+	}
+	h.Cancelled(ids)
+	require.Len(t, h.cancelled[0], cancelledMost)
+}
+
+func TestRate(t *testing.T) {
+	t.Parallel()
+	var r rate
+	now := time.Unix(1000, 0)
+	require.Zero(t, r.of(100, now), "one look tells nothing")
+	require.Zero(t, r.of(110, now.Add(100*time.Millisecond)), "too soon")
+	require.InDelta(t, 10, r.of(110, now.Add(time.Second)), 0.001)
+	require.InDelta(t, 10, r.of(200, now.Add(1400*time.Millisecond)), 0.001, "too soon again")
+	require.InDelta(t, 10+rateWeight*(30-10), r.of(140, now.Add(2*time.Second)), 0.001)
+	last := r.of(140, now.Add(3*time.Second))
+	require.Less(t, last, 16.0, "it falls when nothing ends")
+}
+
+func TestWhyARunEnded(t *testing.T) {
+	t.Parallel()
+	x := &execution{}
+	failed := &inference.Error{Code: inference.CodeUpstreamError}
+	ended := func(cause error) context.Context {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		cancel(cause)
+		return ctx
+	}
+	late, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
+	defer cancel()
+	for name, c := range map[string]struct {
+		ctx  context.Context
+		err  error
+		want inference.ErrorCode
+	}{
+		"by itself":         {context.Background(), failed, inference.CodeUpstreamError},
+		"in a way unknown":  {context.Background(), errors.New("secret"), inference.CodeInternal},
+		"at the deadline":   {late, failed, inference.CodeDeadlineExceeded},
+		"by the client":     {ended(errCancelled), failed, inference.CodeCancelled},
+		"by a stop":         {ended(errStopping), failed, inference.CodeWorkerLost},
+		"for an odd reason": {ended(errors.New("odd")), failed, inference.CodeInternal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := x.domainError(c.ctx, c.err)
+			require.Equal(t, c.want, e.Code)
+			require.NotContains(t, e.Message, "secret")
+		})
+	}
+}
