@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -176,6 +177,16 @@ func pull(t *testing.T, c *Conn, slots int) (*Puller, *taker) {
 func eventually(t *testing.T, ok func() bool, what string) {
 	t.Helper()
 	require.Eventually(t, ok, soon, 5*time.Millisecond, what)
+}
+
+// hasDepth waits for the depth: the server counts a moment after it has stored.
+func hasDepth(t *testing.T, c *Conn, want Depth) {
+	t.Helper()
+	require.EventuallyWithT(t, func(ct *assert.CollectT) {
+		got, err := c.Depth(t.Context(), testProvider)
+		assert.NoError(ct, err)
+		assert.Equal(ct, want, got)
+	}, soon, 5*time.Millisecond)
 }
 
 func depth(t *testing.T, c *Conn) Depth {

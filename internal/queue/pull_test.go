@@ -21,12 +21,12 @@ func TestPullerTakesNoMoreThanItsSlots(t *testing.T) {
 		require.NoError(t, publish(t, d, e, testJob("{}")).err)
 	}
 	first, second := receive(t, k.ch), receive(t, k.ch)
-	require.Equal(t, Depth{Waiting: 3, Running: 2}, depth(t, c))
+	hasDepth(t, c, Depth{Waiting: 3, Running: 2})
 
 	first.Ack()
 	p.Free()
 	third := receive(t, k.ch)
-	eventually(t, func() bool { return depth(t, c) == Depth{Waiting: 2, Running: 2} }, "the acknowledgement is not confirmed, so it may take a moment")
+	hasDepth(t, c, Depth{Waiting: 2, Running: 2})
 	require.Empty(t, k.ch, "no job without a slot")
 	second.Ack()
 	third.Ack()
@@ -34,7 +34,7 @@ func TestPullerTakesNoMoreThanItsSlots(t *testing.T) {
 	p.Free()
 	receive(t, k.ch).Ack()
 	receive(t, k.ch).Ack()
-	eventually(t, func() bool { return depth(t, c) == Depth{} }, "an empty queue")
+	hasDepth(t, c, Depth{})
 }
 
 // While jobs are still on their way for most of the free slots no further request is
@@ -221,7 +221,7 @@ func TestDeliveryWords(t *testing.T) {
 	require.Equal(t, 3, third.Delivery)
 	require.GreaterOrEqual(t, time.Since(put), 290*time.Millisecond, "not before its delay")
 	third.Ack()
-	eventually(t, func() bool { return depth(t, c) == Depth{} }, "an empty queue")
+	hasDepth(t, c, Depth{})
 }
 
 func TestProgressKeepsAJob(t *testing.T) {
@@ -258,7 +258,7 @@ func TestBuryKeepsTheJobAndItsReason(t *testing.T) {
 	_, _, err := d.Job()
 	require.Error(t, err)
 	require.NoError(t, d.Bury(t.Context(), testProvider, err.Error()))
-	eventually(t, func() bool { return depth(t, c) == Depth{} }, "the job is out of the queue")
+	hasDepth(t, c, Depth{}) // the job is out of the queue
 	dead := deadLetters(t, c)
 	require.Len(t, dead, 1)
 	require.Equal(t, "body", string(dead[0].Data))
