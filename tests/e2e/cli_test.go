@@ -1,0 +1,130 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestCommandLines(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		line           string
+		code           int
+		stdout, stderr string // what each must hold; empty: it must be empty
+	}{
+		{line: "version", stdout: "sluice v0.0.0-e2e"},
+		{line: "--version", stdout: "v0.0.0-e2e"},
+		{line: "", stdout: "Usage:"},
+		{line: "config validate", stdout: "valid"},
+		{line: "--nonsense", code: 2, stderr: "unknown flag: --nonsense"},
+		{line: "serve --nonsense", code: 2, stderr: "unknown flag: --nonsense"},
+		{line: "nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "serve now", code: 2, stderr: "takes no argument"},
+		{line: "keys nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "keys create", code: 2, stderr: "takes one name"},
+		{line: "keys create x --expires soon", code: 2, stderr: "--expires"},
+		{line: "config nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "config validate --role king", code: 2, stderr: "--role king"},
+		{line: "serve --config missing.yaml", code: 1, stderr: "missing.yaml: no such file"},
+		{line: "worker", code: 2, stderr: "--provider is missing"},
+		{line: "worker --provider x", code: 1, stderr: "queue.url: must name a NATS server"},
+		{line: "ingress", code: 1, stderr: "queue.url: must name a NATS server"},
+		{line: "worker --config worker.yaml --provider x", code: 2, stderr: `it has ["up"]`},
+	} {
+		t.Run(test.line, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			worker := "queue: {url: \"nats://127.0.0.1:1\"}\nproviders: {up: {type: sim}}\n"
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "worker.yaml"), []byte(worker), 0o600))
+			code, stdout, stderr := execute(t, command{dir: dir, args: strings.Fields(test.line)})
+			require.Equal(t, test.code, code, stderr)
+			for text, want := range map[string]string{stdout: test.stdout, stderr: test.stderr} {
+				if want == "" {
+					require.Empty(t, text)
+				}
+				require.Contains(t, text, want)
+			}
+		})
+	}
+}
+
+func TestHelpTextsHaveExamples(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"", "serve", "ingress", "worker", "migrate", "keys", "keys create", "keys list", "keys revoke", "config", "config validate", "config show", "config schema"} {
+		code, stdout, stderr := execute(t, command{args: append(strings.Fields(name), "--help")})
+		require.Zero(t, code, stderr)
+		require.Contains(t, stdout, "Examples:", "sluice %s --help", name)
+		require.Contains(t, stdout, "sluice "+name, "sluice %s --help", name)
+	}
+}
+
+func TestBadConfigurationIsRefusedBeforeAnythingStarts(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, file string
+		want       []string
+	}{
+		{"unknown key", "server:\n  adress: 127.0.0.1:0\n", []string{"bad.yaml:2", "server.adress", "address"}},
+		{"wrong type", "server:\n  timeout: [1]\n", []string{"bad.yaml:2", "server.timeout"}},
+		{"missing variable", "queue:\n  token: ${E2E_NOT_SET}\n", []string{"bad.yaml:2", "queue.token", "E2E_NOT_SET"}},
+		{"no YAML", "server: {\n", []string{"bad.yaml"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			for _, line := range []string{"serve", "config validate", "config show", "migrate", "keys list"} {
+				dir := t.TempDir()
+				require.NoError(t, os.WriteFile(filepath.Join(dir, "bad.yaml"), []byte(test.file), 0o600))
+				args := append(strings.Fields(line), "--config", "bad.yaml")
+				code, stdout, stderr := execute(t, command{dir: dir, args: args})
+				require.Equal(t, 1, code, line)
+				require.Empty(t, stdout, line)
+				for _, w := range test.want {
+					require.Contains(t, stderr, w, line)
+				}
+				_, err := os.Stat(filepath.Join(dir, "data"))
+				require.ErrorIs(t, err, os.ErrNotExist, "%s: nothing was made", line)
+			}
+		})
+	}
+	t.Run("in the environment", func(t *testing.T) {
+		t.Parallel()
+		code, _, stderr := execute(t, command{env: []string{"SLUICE_SERVER_TIMEOUT=soon"}, args: []string{"serve"}})
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr, "SLUICE_SERVER_TIMEOUT")
+		require.Contains(t, stderr, "server.timeout")
+	})
+}
+
+func TestConfigShowAndSchema(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "c.yaml"), []byte(`server: {address: "127.0.0.1:1"}
+auth: {keys: [{name: dev, key: "sk-never-shown-0123456789"}]}
+providers:
+  up: {type: openai, base_url: "http://me:hidden@127.0.0.1:1/v1", api_key: "${SECRET}"}
+store: {url: "postgres://me:hidden@127.0.0.1:1/db"}
+`), 0o600))
+	code, stdout, stderr := execute(t, command{
+		dir: dir, env: []string{"SECRET=sk-not-this-either", "SLUICE_SERVER_ADDRESS=127.0.0.1:2"},
+		args: []string{"config", "show", "--config", "c.yaml"},
+	})
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "127.0.0.1:2", "the environment comes before the file")
+	for _, secret := range []string{"never-shown", "not-this-either", "hidden"} {
+		require.NotContains(t, stdout+stderr, secret)
+	}
+	code, stdout, stderr = execute(t, command{args: []string{"config", "schema"}})
+	require.Zero(t, code, stderr)
+	var schema struct {
+		Properties map[string]any `json:"properties"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(stdout), &schema))
+	for _, section := range []string{"server", "queue", "store", "auth", "providers", "routing", "rate_limit", "cache", "observability"} {
+		require.Contains(t, schema.Properties, section)
+	}
+}
