@@ -74,9 +74,6 @@ that its workers never see; it reads no provider's secret.`,
 			if err != nil {
 				return err
 			}
-			if loaded.Config.Queue.URL == "" {
-				return errors.New("queue.url is empty: an ingress of its own needs an external NATS server to reach its workers; 'sluice serve' brings one along")
-			}
 			return runRole(cmd, loaded, storeModule, ingressModule)
 		},
 	}
@@ -100,9 +97,6 @@ Start as many as you like, anywhere.`,
 			loaded, err := s.load(config.RoleWorker, names...)
 			if err != nil {
 				return err
-			}
-			if loaded.Config.Queue.URL == "" {
-				return errors.New("queue.url is empty: a worker of its own needs the NATS server that its ingress uses; 'sluice serve' brings one along")
 			}
 			for _, n := range names {
 				if _, ok := loaded.Config.Providers[n]; !ok {
