@@ -111,19 +111,20 @@ func (c *client) end() *queue.End {
 	return b.End
 }
 
-// inBubble runs a test of a feed with a clock of its own.
-func inBubble(t *testing.T, fn func(t *testing.T, f *feed, s *shelf, c *client)) {
+// inBubble runs a test of a feed with a clock of its own; the client carries its t.
+func inBubble(t *testing.T, fn func(f *feed, s *shelf, c *client)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &shelf{}
 		f := newFeed(&shelfReader{shelf: s}, queue.Run{}, 1)
-		fn(t, f, s, &client{t: t, f: f, next: 1})
+		fn(f, s, &client{t: t, f: f, next: 1})
 	})
 }
 
 func TestFeedPassesLiveChunksOn(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(t *testing.T, f *feed, _ *shelf, c *client) {
+	inBubble(t, func(f *feed, _ *shelf, c *client) {
+		t := c.t
 		f.push(live(1, 1))
 		require.Len(t, c.take(time.Minute).Chunks, 1)
 		f.push(live(2, 2))
@@ -147,7 +148,7 @@ func TestFeedPassesLiveChunksOn(t *testing.T) {
 
 func TestFeedHearsOneRunAlone(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(_ *testing.T, f *feed, _ *shelf, c *client) {
+	inBubble(t, func(f *feed, _ *shelf, c *client) {
 		f.push(live(1, 1))
 		other := live(2, 1)
 		other.Run.Delivery = 2
@@ -161,7 +162,7 @@ func TestFeedHearsOneRunAlone(t *testing.T) {
 
 func TestFeedBeginsWhereItsClientWants(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(_ *testing.T, _ *feed, s *shelf, c *client) {
+	inBubble(t, func(_ *feed, s *shelf, c *client) {
 		c.f, c.next = newFeed(&shelfReader{shelf: s}, run1, 4), 4
 		c.f.begin(queue.Run{Epoch: 9}) // it knows its run already
 		s.keep(kept(1, 5))
@@ -176,7 +177,7 @@ func TestFeedBeginsWhereItsClientWants(t *testing.T) {
 
 func TestFeedFillsGapsFromWhatIsKept(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(_ *testing.T, f *feed, s *shelf, c *client) {
+	inBubble(t, func(f *feed, s *shelf, c *client) {
 		f.push(live(1, 2))
 		f.push(live(5, 2)) // 3 and 4 got lost on their way
 		s.keep(kept(1, 3))
@@ -193,7 +194,8 @@ func TestFeedFillsGapsFromWhatIsKept(t *testing.T) {
 // A client that does not read costs no more than feedBytes, and gets everything later.
 func TestFeedLetsGoOfWhatAClientDoesNotRead(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(t *testing.T, f *feed, s *shelf, c *client) {
+	inBubble(t, func(f *feed, s *shelf, c *client) {
+		t := c.t
 		const n = 10_000
 		for seq := uint64(1); seq <= n; seq++ {
 			f.push(live(seq, 1))
@@ -214,7 +216,8 @@ func TestFeedLetsGoOfWhatAClientDoesNotRead(t *testing.T) {
 // further chunk comes that would show what is missing.
 func TestFeedGoesOnLookingForWhatIsNotYetKept(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(t *testing.T, f *feed, s *shelf, c *client) {
+	inBubble(t, func(f *feed, s *shelf, c *client) {
+		t := c.t
 		large := live(1, 2)
 		f.push(large)
 		f.push(&queue.Events{Run: run1, FirstSeq: 3, Chunks: [][]byte{make([]byte, feedBytes)}})
@@ -231,7 +234,7 @@ func TestFeedGoesOnLookingForWhatIsNotYetKept(t *testing.T) {
 
 func TestFeedEndsAfterWhatIsKept(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(_ *testing.T, f *feed, s *shelf, c *client) {
+	inBubble(t, func(f *feed, s *shelf, c *client) {
 		f.push(live(1, 1))
 		c.read(1)
 		f.finish(endAt(4)) // before its last chunks, which never come live
@@ -243,7 +246,7 @@ func TestFeedEndsAfterWhatIsKept(t *testing.T) {
 
 func TestFeedReadsTheEndItself(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(_ *testing.T, f *feed, s *shelf, c *client) {
+	inBubble(t, func(f *feed, s *shelf, c *client) {
 		last := kept(1, 3)
 		last.End = endAt(3)
 		s.keep(last)
@@ -256,7 +259,7 @@ func TestFeedReadsTheEndItself(t *testing.T) {
 func TestFeedAbortEndsAfterWhatHasCome(t *testing.T) {
 	t.Parallel()
 	lost := &inference.Error{Code: inference.CodeWorkerLost}
-	inBubble(t, func(_ *testing.T, f *feed, _ *shelf, c *client) {
+	inBubble(t, func(f *feed, _ *shelf, c *client) {
 		f.push(live(1, 2))
 		c.read(2)
 		f.push(live(3, 2))
@@ -269,7 +272,7 @@ func TestFeedAbortEndsAfterWhatHasCome(t *testing.T) {
 		again := f.abort(queue.End{})
 		require.Equal(c.t, last, again, "the first end counts")
 	})
-	inBubble(t, func(_ *testing.T, f *feed, _ *shelf, c *client) {
+	inBubble(t, func(f *feed, _ *shelf, c *client) {
 		require.Equal(c.t, queue.Run{}, f.abort(queue.End{Err: lost}).Run, "no run had begun")
 		require.Equal(c.t, lost, c.end().Err)
 	})
@@ -277,7 +280,8 @@ func TestFeedAbortEndsAfterWhatHasCome(t *testing.T) {
 
 func TestFeedSaysThatChunksAreLostForGood(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(t *testing.T, f *feed, _ *shelf, c *client) {
+	inBubble(t, func(f *feed, _ *shelf, c *client) {
+		t := c.t
 		f.push(live(1, 1))
 		c.read(1)
 		f.push(live(5, 1))
@@ -295,11 +299,35 @@ func TestFeedSaysThatChunksAreLostForGood(t *testing.T) {
 	})
 }
 
+// A block that could not be kept leaves a hole; what stands behind it is not passed off
+// as what follows.
+func TestFeedNeverSkipsAHole(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(f *feed, s *shelf, c *client) {
+		t := c.t
+		s.keep(kept(1, 2))
+		last := kept(5, 2)
+		last.End = endAt(6)
+		s.keep(last)
+		f.look()
+		c.read(2)
+		var err error
+		for err == nil {
+			var b batch
+			b, err = f.take(t.Context(), time.Second)
+			require.Empty(t, b.Chunks)
+			require.Nil(t, b.End)
+		}
+		require.Equal(t, inference.CodeEventsLost, inference.AsError(err).Code)
+	})
+}
+
 // To look and find nothing is no loss: the answer may only be slow.
 func TestFeedOfASlowAnswerIsNotLost(t *testing.T) {
 	t.Parallel()
 	for _, wait := range []time.Duration{50 * time.Millisecond, 3 * time.Second} {
-		inBubble(t, func(t *testing.T, f *feed, s *shelf, c *client) {
+		inBubble(t, func(f *feed, s *shelf, c *client) {
+			t := c.t
 			s.keep(kept(1, 1))
 			f.look()
 			c.read(1)
@@ -316,7 +344,8 @@ func TestFeedOfASlowAnswerIsNotLost(t *testing.T) {
 
 func TestFeedOutlastsAServerThatIsAwayForAMoment(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(t *testing.T, f *feed, s *shelf, c *client) {
+	inBubble(t, func(f *feed, s *shelf, c *client) {
+		t := c.t
 		s.fail(errors.New("server away"))
 		f.push(live(3, 1))
 		time.AfterFunc(refillMost/2, func() {
@@ -338,7 +367,8 @@ func TestFeedOutlastsAServerThatIsAwayForAMoment(t *testing.T) {
 
 func TestFeedHeedsItsContext(t *testing.T) {
 	t.Parallel()
-	inBubble(t, func(t *testing.T, f *feed, s *shelf, _ *client) {
+	inBubble(t, func(f *feed, s *shelf, c *client) {
+		t := c.t
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := f.take(ctx, time.Minute)
@@ -358,7 +388,8 @@ func TestFeedLosesNothingWhateverHappens(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(150) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		inBubble(t, func(t *testing.T, f *feed, s *shelf, c *client) {
+		inBubble(t, func(f *feed, s *shelf, c *client) {
+			t := c.t
 			n := 1 + r.Uint64N(400)
 			var producer sync.WaitGroup
 			pace := rand.New(rand.NewPCG(seed, 2))

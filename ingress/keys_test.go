@@ -36,6 +36,9 @@ func (k *keyTable) KeyByHash(ctx context.Context, hash [32]byte) (store.Key, err
 	k.lookups++
 	gate := k.gate
 	k.mu.Unlock()
+	if ctx.Err() != nil {
+		return store.Key{}, ctx.Err()
+	}
 	if gate != nil {
 		select {
 		case <-gate:

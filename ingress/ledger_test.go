@@ -90,9 +90,9 @@ func startLedger(t *testing.T, l *ledger) (stop func()) {
 	}
 }
 
-func ids(from, to int) []string {
-	list := make([]string, 0, to-from)
-	for i := from; i < to; i++ {
+func ids(n int) []string {
+	list := make([]string, 0, n)
+	for i := range n {
 		list = append(list, fmt.Sprint("job-", i))
 	}
 	return list
@@ -115,9 +115,9 @@ func TestLedgerCommitsInGroups(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		require.True(t, l.empty())
-		require.Equal(t, ids(0, n), u.rows)
+		require.Equal(t, ids(n), u.rows)
 		require.Equal(t, []int{1, queue.RecordsPerMessage, queue.RecordsPerMessage, queue.RecordsPerMessage - 1}, u.sizes)
-		require.ElementsMatch(t, ids(0, n), u.safe)
+		require.ElementsMatch(t, ids(n), u.safe)
 		require.Len(t, u.settled["w1"], n/3)
 		require.Len(t, u.settled["w2"], n/3)
 		require.NotContains(t, u.settled, "")
@@ -130,7 +130,7 @@ func TestLedgerCommitsInGroups(t *testing.T) {
 func TestLedgerOutlastsAStreamThatTakesNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		u := &usageStream{fails: 20}
+		u := &usageStream{fails: 20, takes: ledgerRetry / 2}
 		l := testLedger(u)
 		stop := startLedger(t, l)
 		for i := range 10 {
@@ -142,11 +142,12 @@ func TestLedgerOutlastsAStreamThatTakesNothing(t *testing.T) {
 		require.Empty(t, u.settled)
 		for i := 10; i < 20; i++ {
 			l.add(row(i, "w1"))
+			time.Sleep(ledgerRetry / 7) // some come while an append is on its way
 		}
-		time.Sleep(20 * ledgerRetry)
+		time.Sleep(40 * ledgerRetry)
 		synctest.Wait()
-		require.Equal(t, ids(0, 20), u.rows)
-		require.Equal(t, ids(0, 20), u.settled["w1"])
+		require.Equal(t, ids(20), u.rows)
+		require.Equal(t, ids(20), u.settled["w1"])
 		stop()
 	})
 }
@@ -162,8 +163,8 @@ func TestLedgerWritesTheRestWhenItStops(t *testing.T) {
 		}
 		synctest.Wait()
 		stop()
-		require.Equal(t, ids(0, 5), u.rows)
-		require.Equal(t, ids(0, 5), u.settled["w1"])
+		require.Equal(t, ids(5), u.rows)
+		require.Equal(t, ids(5), u.settled["w1"])
 	})
 	synctest.Test(t, func(t *testing.T) {
 		u := &usageStream{takes: time.Hour}

@@ -176,7 +176,8 @@ func TestRequestIDs(t *testing.T) {
 	} {
 		require.Equal(t, want, saneRequestID(id), "%q", id)
 	}
-	require.NotEqual(t, newRequestID(), newRequestID())
+	first := newRequestID()
+	require.NotEqual(t, first, newRequestID())
 }
 
 func FuzzParseEventID(f *testing.F) {

@@ -88,7 +88,7 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 		return nil, &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The queue is not available at the moment.", Err: err}
 	}
 	probe := s.conn.NewKeptReader(jobID)
-	blocks, err := probe.Next(ctx)
+	blocks, err := lookUp(ctx, probe)
 	if err != nil {
 		listener.Close()
 		return nil, &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The kept events cannot be read at the moment.", Retryable: true, Err: err}
@@ -106,6 +106,29 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 	}
 	f.look()
 	return &tailing{jobID: jobID, feed: f, listener: listener, deadline: time.Now().Add(s.opt.Timeout)}, nil
+}
+
+// A client can be back before the opening of its stream is kept.
+const (
+	openingEvery = 10 * time.Millisecond // the first pause; each other one is twice as long
+	openingMost  = 400 * time.Millisecond
+)
+
+// lookUp reads the first kept events, and a little later again while there are none.
+func lookUp(ctx context.Context, probe *queue.KeptReader) ([]queue.Block, error) {
+	for wait := openingEvery; ; wait *= 2 {
+		blocks, err := probe.Next(ctx)
+		if _, found := probe.Found(); err != nil || found || wait > openingMost {
+			return blocks, err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-timer.C:
+		}
+	}
 }
 
 // tail sends events until the answer's end.

@@ -151,28 +151,31 @@ func TestWhyARunEnded(t *testing.T) {
 	t.Parallel()
 	x := &execution{}
 	failed := &inference.Error{Code: inference.CodeUpstreamError}
-	ended := func(cause error) context.Context {
-		ctx, cancel := context.WithCancelCause(context.Background())
-		cancel(cause)
-		return ctx
+	running := func() context.Context { return t.Context() }
+	ended := func(cause error) func() context.Context {
+		return func() context.Context {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cancel(cause)
+			return ctx
+		}
 	}
-	late, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
-	defer cancel()
+	late, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	t.Cleanup(cancel)
 	for name, c := range map[string]struct {
-		ctx  context.Context
+		ctx  func() context.Context
 		err  error
 		want inference.ErrorCode
 	}{
-		"by itself":         {context.Background(), failed, inference.CodeUpstreamError},
-		"in a way unknown":  {context.Background(), errors.New("secret"), inference.CodeInternal},
-		"at the deadline":   {late, failed, inference.CodeDeadlineExceeded},
+		"by itself":         {running, failed, inference.CodeUpstreamError},
+		"in a way unknown":  {running, errors.New("secret"), inference.CodeInternal},
+		"at the deadline":   {func() context.Context { return late }, failed, inference.CodeDeadlineExceeded},
 		"by the client":     {ended(errCancelled), failed, inference.CodeCancelled},
 		"by a stop":         {ended(errStopping), failed, inference.CodeWorkerLost},
 		"for an odd reason": {ended(errors.New("odd")), failed, inference.CodeInternal},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := x.domainError(c.ctx, c.err)
+			e := x.domainError(c.ctx(), c.err)
 			require.Equal(t, c.want, e.Code)
 			require.NotContains(t, e.Message, "secret")
 		})

@@ -87,10 +87,26 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 func TestUsageErrors(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
-		{"nonsense"}, {"--nonsense"}, {"serve", "extra"}, {"serve", "--nonsense"}, {"version", "x"}, {"keys", "nonsense"}, {"keys", "create"},
-		{"keys", "create", ""}, {"keys", "create", "a", "b"}, {"keys", "create", "a", "--expires", "soon"}, {"keys", "create", "a", "--expires", "-1h"},
-		{"keys", "revoke"}, {"keys", "list", "x"}, {"config", "nonsense"}, {"config", "validate", "x"}, {"config", "validate", "--role", "nobody"},
-		{"migrate", "x"}, {"ingress", "x"}, {"worker", "x"}, {"worker"},
+		{"nonsense"},
+		{"--nonsense"},
+		{"serve", "extra"},
+		{"serve", "--nonsense"},
+		{"version", "x"},
+		{"keys", "nonsense"},
+		{"keys", "create"},
+		{"keys", "create", ""},
+		{"keys", "create", "a", "b"},
+		{"keys", "create", "a", "--expires", "soon"},
+		{"keys", "create", "a", "--expires", "-1h"},
+		{"keys", "revoke"},
+		{"keys", "list", "x"},
+		{"config", "nonsense"},
+		{"config", "validate", "x"},
+		{"config", "validate", "--role", "nobody"},
+		{"migrate", "x"},
+		{"ingress", "x"},
+		{"worker", "x"},
+		{"worker"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			t.Parallel()
