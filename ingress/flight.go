@@ -96,9 +96,9 @@ func (f *flight) holds(run queue.Run, now time.Time) {
 
 // claim judges whether another run may begin. To drop a job removes its message, also
 // for whoever else holds it, so that is said only of a message that nobody needs: not
-// while the row of an ended flight can still be lost with this process. lost is set when the answer had begun
-// with a worker that is gone, or when too many workers were lost with this job: the
-// caller ends the flight.
+// while the row of an ended flight can still be lost with this process. lost is set
+// when the answer had begun with a worker that is gone, or when too many workers were
+// lost with this job: the caller ends the flight.
 func (f *flight) claim(run queue.Run, now time.Time) (v queue.Verdict, lost *inference.Error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -315,7 +315,7 @@ func (fs *flights) keepEnd(f *flight, last queue.End) {
 // leave gives the job up: the client is gone or its deadline has passed.
 func (fs *flights) leave(f *flight, outcome inference.Outcome, err *inference.Error) {
 	if f.leave(outcome, err, time.Now()) {
-		fs.cancel(f)
+		fs.side.Go(func() { fs.cancel(f) }) // the answer to the client does not wait for the server's word
 	}
 }
 

@@ -170,9 +170,10 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 		}
 	case needRefusal:
 		fs.refuse(f, fs.publishError(nil, f.job))
+		fs.side.Go(func() { fs.cancel(f) }) // the server may have the job after all and only have failed to say so
 	case needLostError:
 		fs.end(f, answerLost("The worker was lost while it answered."))
-		fs.cancel(f)
+		fs.side.Go(func() { fs.cancel(f) })
 	case needUsageRow:
 		fs.closeUnheard(f)
 	case needCancel:

@@ -205,7 +205,7 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, release func()) {
 		return
 	}
 	defer p.worker.hold.remove(job.ID)
-	if d.Delivery > 1 && !p.mayRunAgain(work, job, bodyRef, h) {
+	if (d.Delivery > 1 || job.Epoch > 0) && !p.mayRunAgain(work, job, bodyRef, h) {
 		return
 	}
 	r := &execution{pool: p, job: job, bodyRef: bodyRef, held: h}
@@ -219,7 +219,7 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, release func()) {
 // cannot judge.
 const maxOrphanDeliveries = 5
 
-// mayRunAgain asks the job's ingress whether a job that was handed out before is
+// mayRunAgain asks the ingress whether a job that was handed out or published before is
 // still wanted, and disposes of it if not.
 func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
 	p.metrics.redeliveries.Inc()
