@@ -35,7 +35,8 @@ type feed struct {
 	missed bool   // the kept events are to be looked at although nothing is known to be missing
 	end    *queue.End
 
-	stuck time.Time // since when kept events are waited for in vain; the reader's own
+	timer *time.Timer // the reader's own, as is stuck
+	stuck time.Time   // since when kept events are waited for in vain; the reader's own
 }
 
 // keptEvents reads what is kept of a job's events, from the beginning onwards.
@@ -143,13 +144,16 @@ type batch struct {
 // take returns what comes next, or an empty batch when there is nothing and wait has
 // passed. An error means that chunks are lost for good.
 func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
+	var timer *time.Timer // made only if there is something to wait for
 	for {
 		b, refill := f.ready()
 		if len(b.Chunks) > 0 || b.End != nil {
 			f.stuck = time.Time{}
 			return b, nil
+		}
+		if timer == nil {
+			timer = f.alarm(wait)
+			defer timer.Stop()
 		}
 		if refill {
 			if f.stuck.IsZero() {
@@ -171,31 +175,30 @@ func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 				return batch{}, &inference.Error{Code: inference.CodeEventsLost, Message: "A part of the stream is no longer kept.", Err: err}
 			}
 		}
-		again := time.NewTimer(refillEvery)
-		if !refill {
-			again.Stop()
+		// Kept events come at their own pace, however many live ones arrive.
+		wake, again := (<-chan struct{})(f.wake), (<-chan time.Time)(nil)
+		if refill {
+			wake, again = nil, time.After(refillEvery)
 		}
 		select {
 		case <-ctx.Done():
-			again.Stop()
 			return batch{}, ctx.Err()
 		case <-timer.C:
-			again.Stop()
 			return batch{}, nil
-		case <-f.wakeUnless(refill):
-		case <-again.C:
+		case <-wake:
+		case <-again:
 		}
-		again.Stop()
 	}
 }
 
-// wakeUnless is the wake channel, or none while kept events are read: they come at
-// their own pace, however many live ones arrive.
-func (f *feed) wakeUnless(refilling bool) <-chan struct{} {
-	if refilling {
-		return nil
+// alarm sets the reader's one timer.
+func (f *feed) alarm(wait time.Duration) *time.Timer {
+	if f.timer == nil {
+		f.timer = time.NewTimer(wait)
+	} else {
+		f.timer.Reset(wait)
 	}
-	return f.wake
+	return f.timer
 }
 
 // ready hands out what is buffered, if it is what comes next. refill says that

@@ -84,7 +84,7 @@ func (a *Answerer) Events(e *Events) error {
 		second.FirstSeq += uint64(half)
 		return errors.Join(a.Events(&first), a.Events(&second))
 	}
-	if int64(len(data)) > a.conn.nc.MaxPayload() {
+	if len(data) > inlineBytes && int64(len(data)) > a.conn.nc.MaxPayload() { // the question takes the lock of the connection
 		return inference.Errorf(inference.CodeUpstreamTooLarge, "The provider sent a chunk of %d bytes, which is more than can be passed on.", len(data))
 	}
 	if err := a.conn.nc.Publish(replySubject(whatEvents, e.JobID), data); err != nil {
