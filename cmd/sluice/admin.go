@@ -36,7 +36,7 @@ func migrateCommand(s *settings) *cobra.Command {
 
 // withStore opens the configured database for one command.
 func (s *settings) withStore(ctx context.Context, fn func(context.Context, store.Store) error) error {
-	loaded, err := s.load(config.RoleIngress)
+	loaded, err := s.load(config.RoleAdmin)
 	if err != nil {
 		return err
 	}
@@ -47,8 +47,7 @@ func (s *settings) withStore(ctx context.Context, fn func(context.Context, store
 	return errors.Join(fn(ctx, db), db.Close())
 }
 
-// withSchema is withStore for commands that need the schema: an embedded database is
-// brought up to date, a shared one must be.
+// withSchema is withStore for commands that need the schema.
 func (s *settings) withSchema(ctx context.Context, fn func(context.Context, store.Store) error) error {
 	return s.withStore(ctx, func(ctx context.Context, db store.Store) error {
 		pending, err := db.Pending(ctx)
@@ -56,7 +55,7 @@ func (s *settings) withSchema(ctx context.Context, fn func(context.Context, stor
 			return err
 		}
 		if pending {
-			return errors.New("the database's schema is not up to date: run 'sluice migrate' first")
+			return errors.New("the database's schema is not up to date: run 'sluice migrate' first, with the same configuration")
 		}
 		return fn(ctx, db)
 	})

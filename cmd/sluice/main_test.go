@@ -172,43 +172,41 @@ func TestRolesNeedTheirParts(t *testing.T) {
 	require.Contains(t, errs, "nobody")
 }
 
-// The embedded database lies where SLUICE_DATA_DIR says.
+// Commands on the database need no configuration, as 'serve' needs none. The embedded
+// database lies where SLUICE_DATA_DIR says.
 func TestKeysAndMigrate(t *testing.T) {
 	t.Setenv("SLUICE_DATA_DIR", t.TempDir())
-	t.Setenv("SLUICE_QUEUE_URL", "nats://127.0.0.1:1") // never dialled by these commands
-	path := configFile(t, "providers: {sim: {type: sim}}\n")
-	with := func(args ...string) []string { return append(args, "-c", path) }
 
-	code, _, errs := sluice(t, with("keys", "list")...)
+	code, _, errs := sluice(t, "keys", "list")
 	require.Equal(t, exitFailure, code)
 	require.Contains(t, errs, "sluice migrate", "it says what to do")
-	code, out, errs := sluice(t, with("migrate")...)
+	code, out, errs := sluice(t, "migrate")
 	require.Zero(t, code, errs)
 	require.Contains(t, out, "up to date")
-	code, _, _ = sluice(t, with("migrate")...)
+	code, _, _ = sluice(t, "migrate")
 	require.Zero(t, code, "a second time has nothing to do")
 
-	code, secret, errs := sluice(t, with("keys", "create", "ci", "--tenant", "research", "--models", "gpt-*,sim", "--expires", "1h")...)
+	code, secret, errs := sluice(t, "keys", "create", "ci", "--tenant", "research", "--models", "gpt-*,sim", "--expires", "1h")
 	require.Zero(t, code, errs)
 	require.True(t, apikey.WellFormed(strings.TrimSpace(secret)), "the secret alone is on stdout")
 	require.NotContains(t, errs, strings.TrimSpace(secret))
-	code, _, errs = sluice(t, with("keys", "create", "ci")...)
+	code, _, errs = sluice(t, "keys", "create", "ci")
 	require.Equal(t, exitFailure, code)
 	require.Contains(t, errs, "ci")
-	code, _, _ = sluice(t, with("keys", "create", "forever")...)
+	code, _, _ = sluice(t, "keys", "create", "forever")
 	require.Zero(t, code)
 
-	_, out, _ = sluice(t, with("keys", "list")...)
+	_, out, _ = sluice(t, "keys", "list")
 	require.Regexp(t, `(?m)^key_\w+ +ci +research +sk-sluice-\S+ +gpt-\*,sim +until \S+ +\S+$`, out)
 	require.Regexp(t, `(?m)^key_\w+ +forever +default +sk-sluice-\S+ +all +active +\S+$`, out)
 	require.NotContains(t, out, strings.TrimSpace(secret))
 
-	code, out, errs = sluice(t, with("keys", "revoke", "ci")...)
+	code, out, errs = sluice(t, "keys", "revoke", "ci")
 	require.Zero(t, code, errs)
 	require.Contains(t, out, "revoked")
-	_, out, _ = sluice(t, with("keys", "list")...)
+	_, out, _ = sluice(t, "keys", "list")
 	require.Regexp(t, `(?m)^key_\w+ +ci .* revoked \S+ `, out)
-	code, _, errs = sluice(t, with("keys", "revoke", "nobody")...)
+	code, _, errs = sluice(t, "keys", "revoke", "nobody")
 	require.Equal(t, exitFailure, code)
 	require.Contains(t, errs, "keys list")
 }
@@ -380,7 +378,7 @@ func TestServeSaysThatItsAddressIsTaken(t *testing.T) {
 	require.Equal(t, exitFailure, code)
 	require.Contains(t, errs, "server.address "+taken)
 	require.NotContains(t, errs, "fx", "nothing of how the process is put together")
-	require.Zero(t, s.stop())
+	require.Zero(t, s.stop(), s.errs.String())
 }
 
 func TestRootCause(t *testing.T) {

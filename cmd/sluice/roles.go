@@ -145,6 +145,9 @@ func runApp(ctx context.Context, app *fx.App, log *slog.Logger) error {
 	start, cancel := context.WithTimeout(ctx, app.StartTimeout())
 	defer cancel()
 	if err := app.Start(start); err != nil {
+		if ctx.Err() != nil {
+			return nil // asked to stop while it started; fx has taken back what had been done
+		}
 		return rootCause(err)
 	}
 	var failed error

@@ -18,6 +18,7 @@ const (
 	RoleServe   Role = "serve" // both sides in one process
 	RoleIngress Role = "ingress"
 	RoleWorker  Role = "worker"
+	RoleAdmin   Role = "admin" // a command on the database: it sees what an ingress sees, and needs no more than that
 )
 
 // Options says what Load reads.
@@ -99,12 +100,18 @@ func (o Options) withheld(p path, side Role) bool {
 	if o.Role == RoleServe {
 		return false
 	}
+	if o.Role == RoleAdmin {
+		return side != RoleIngress
+	}
 	if o.Role != side {
 		return true
 	}
 	isProvider := len(p) > 1 && p[0] == "providers"
 	return isProvider && len(o.Providers) > 0 && !slices.Contains(o.Providers, p[1])
 }
+
+// apart says whether the role runs in a process of its own.
+func (o Options) apart() bool { return o.Role == RoleIngress || o.Role == RoleWorker }
 
 // readFile reads one byte more than a file may have, for the parser to see.
 func readFile(path string) ([]byte, error) {

@@ -76,7 +76,7 @@ func (v *validator) queue() {
 			}
 		}
 	}
-	if !external && v.opts.Role != RoleServe {
+	if !external && v.opts.apart() {
 		v.wrong("must name a NATS server: an ingress and a worker in separate processes meet there", "queue", "url")
 	}
 	if !external && q.Replicas > 1 {
@@ -125,7 +125,7 @@ func (v *validator) auth() {
 }
 
 func (v *validator) providers() {
-	if len(v.config.Providers) == 0 && v.opts.Role != RoleServe {
+	if len(v.config.Providers) == 0 && v.opts.apart() {
 		v.wrong("must name at least one provider", "providers")
 	}
 	valid := regexp.MustCompile(providerNamePattern)
