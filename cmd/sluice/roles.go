@@ -142,12 +142,10 @@ func runApp(ctx context.Context, app *fx.App, log *slog.Logger) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	start, cancel := context.WithTimeout(ctx, app.StartTimeout())
+	// A start is not cut short: what has begun by then would not be stopped in order.
+	start, cancel := context.WithTimeout(context.WithoutCancel(ctx), app.StartTimeout())
 	defer cancel()
 	if err := app.Start(start); err != nil {
-		if ctx.Err() != nil {
-			return nil // asked to stop while it started; fx has taken back what had been done
-		}
 		return rootCause(err)
 	}
 	var failed error
