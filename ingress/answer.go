@@ -39,7 +39,7 @@ func (s *Ingress) plainAnswer(w http.ResponseWriter, r *http.Request, f *flight,
 
 var jsonType = []string{"application/json"}
 
-// blobWait bounds the fetch of an answer too large for a message.
+// maxAnswerBytes bounds an answer that is fetched from the object store.
 const maxAnswerBytes = 1 << 30
 
 // answerBody returns the answer, from the object store if it is large.

@@ -57,7 +57,6 @@ var faces = map[inference.ErrorCode]face{
 	inference.CodeCancelled:           {statusClientClosed, typeInvalidRequest},
 	inference.CodeWorkerLost:          {http.StatusBadGateway, typeServer},
 	inference.CodeEventsLost:          {http.StatusBadGateway, typeServer},
-	inference.CodeShuttingDown:        {http.StatusServiceUnavailable, typeServer},
 	inference.CodeInternal:            {http.StatusInternalServerError, typeServer},
 }
 

@@ -31,6 +31,7 @@ type flight struct {
 	end     *queue.End // the answer, or the error instead of it
 	outcome inference.Outcome
 	ended   bool
+	left    time.Time // when the wait for an answer was given up
 	closing time.Time // nobody waits any more; until then the worker may still tell the usage
 
 	clientGone bool      // the client dropped, and may come back until goneUntil
@@ -155,7 +156,7 @@ func (f *flight) leave(outcome inference.Outcome, err *inference.Error, now time
 	if f.ended || !f.closing.IsZero() {
 		return false
 	}
-	f.closing, f.outcome = now.Add(closingWait), outcome
+	f.left, f.closing, f.outcome = now, now.Add(closingWait), outcome
 	f.end = &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err}
 	if f.held {
 		f.end.Attempts = 1
@@ -168,18 +169,24 @@ func (f *flight) leave(outcome inference.Outcome, err *inference.Error, now time
 func (f *flight) record(e *queue.End, now time.Time) inference.Record {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	j := f.job
+	j, ended := f.job, now
+	if !f.left.IsZero() {
+		ended = f.left // what came after is the wait for the worker's word
+	}
 	r := inference.Record{
 		JobID: j.ID, RequestID: j.RequestID, Kind: j.Kind, Tenant: j.Tenant, KeyID: j.KeyID, ModelAsked: j.Model,
 		Provider: j.Candidate().Provider, ModelServed: e.Model, Stream: j.Stream, Usage: e.Usage, Attempts: e.Attempts,
-		Outcome: f.outcome, Status: 200, CreatedAt: j.CreatedAt, FirstToken: f.first.after, Total: now.Sub(f.accepted),
+		Outcome: f.outcome, Status: 200, CreatedAt: j.CreatedAt, FirstToken: f.first.after, Total: ended.Sub(f.accepted),
 	}
 	if e.Provider != "" {
 		r.Provider = e.Provider
 	}
-	if e.Worker != "" {
-		r.Queue = max(r.Total-e.Elapsed, 0)
-	} else {
+	switch {
+	case f.begun && !f.left.IsZero():
+		r.Queue = max(f.first.after-f.first.elapsed, 0)
+	case e.Worker != "":
+		r.Queue = min(max(now.Sub(f.accepted)-e.Elapsed, 0), r.Total)
+	default:
 		r.Queue = r.Total
 	}
 	if err := f.end.Err; err != nil {

@@ -161,7 +161,7 @@ func TestFlightOfAClientThatLeft(t *testing.T) {
 	t.Parallel()
 	f := newTestFlight()
 	f.holds(epoch0run1, t0)
-	require.True(t, f.leave(inference.OutcomeCancelled, errClientGone(), t0))
+	require.True(t, f.leave(inference.OutcomeCancelled, errClientGone(), t0.Add(4*time.Second)))
 	require.True(t, isDone(f))
 	require.False(t, f.leave(inference.OutcomeExpired, errDeadline(f.job), t0), "the first reason counts")
 	require.Equal(t, 1, f.end.Attempts)
@@ -177,6 +177,7 @@ func TestFlightOfAClientThatLeft(t *testing.T) {
 	require.Equal(t, statusClientClosed, r.Status)
 	require.EqualValues(t, 7, r.Usage.PromptTokens)
 	require.Equal(t, 3*time.Second, r.Queue)
+	require.Equal(t, 4*time.Second, r.Total, "the wait for the worker's word is not the request's")
 	require.False(t, f.leave(inference.OutcomeExpired, nil, t0), "an ended flight is not left")
 }
 
@@ -237,6 +238,7 @@ func TestWhatAFlightNeeds(t *testing.T) {
 		"stream lost, just connected":  {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, 10 * time.Second, 8 * time.Second, needNothing},
 		"left, worker may speak":       {func(f *flight) { f.leave(inference.OutcomeCancelled, errClientGone(), t0) }, closingWait, 0, needNothing},
 		"left, worker silent":          {func(f *flight) { f.leave(inference.OutcomeCancelled, errClientGone(), t0) }, closingWait + 1, 0, needUsageRow},
+		"left, just connected":         {func(f *flight) { f.leave(inference.OutcomeCancelled, errClientGone(), t0) }, time.Minute, time.Minute - closingWait, needNothing},
 		"client may come back":         {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(30*time.Second) }, 30 * time.Second, 0, needNothing},
 		"client did not come back":     {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(30*time.Second) }, 31 * time.Second, 0, needCancel},
 		"client away, deadline":        {func(f *flight) { confirmed(f); f.clientGone, f.goneUntil = true, t0.Add(time.Hour) }, time.Minute + 1, 0, needExpiry},

@@ -43,7 +43,12 @@ func (fs *flights) open(ctx context.Context, job *inference.Job, window time.Dur
 	if err := fs.room(job, now); err != nil {
 		return nil, err
 	}
-	ref, err := fs.dispatch.StoreBody(ctx, job)
+	store, cancel := context.WithDeadline(ctx, job.Deadline)
+	defer cancel()
+	ref, err := fs.dispatch.StoreBody(store, job)
+	if errors.Is(store.Err(), context.DeadlineExceeded) {
+		return nil, errDeadline(job)
+	}
 	if err != nil {
 		return nil, fs.publishError(err, job)
 	}
@@ -172,7 +177,7 @@ func (fs *flights) refuse(f *flight, err error) {
 		return
 	}
 	fs.remove([]string{f.job.ID})
-	fs.dropBlob(f.job.ID, f.bodyRef)
+	fs.side.Go(func() { fs.dropBlob(f.job.ID, f.bodyRef) }) // the caller must not block
 	fs.metrics.refused(f.job.Candidate().Provider)
 	if f.feed != nil {
 		f.feed.abort(*f.end)

@@ -190,7 +190,7 @@ func (f *flight) needs(now, connectedAt time.Time) need {
 	case f.ended:
 		return needNothing
 	case !f.closing.IsZero():
-		if now.After(f.closing) {
+		if now.After(later(f.closing, connectedAt.Add(closingWait))) {
 			return needUsageRow
 		}
 		return needNothing

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -99,8 +100,8 @@ stored. Everything else goes to standard error, so that the key can be piped.`,
 		Example: `  sluice keys create ci --tenant research --models 'gpt-4o*,sim' --expires 720h`,
 		Args:    oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if expires < 0 {
-				return usageError{errors.New("--expires must be positive")}
+			if err := checkNewKey(cmd, tenant, models, expires); err != nil {
+				return usageError{err}
 			}
 			return s.withSchema(cmd.Context(), func(ctx context.Context, db store.Store) error {
 				secret := apikey.Mint()
@@ -124,6 +125,21 @@ stored. Everything else goes to standard error, so that the key can be piped.`,
 	cmd.Flags().StringSliceVar(&models, "models", nil, "models that the key may use, as names or globs; all if not given")
 	cmd.Flags().DurationVar(&expires, "expires", 0, "time until the key expires, such as 720h; never if not given")
 	return cmd
+}
+
+func checkNewKey(cmd *cobra.Command, tenant string, models []string, expires time.Duration) error {
+	if cmd.Flags().Changed("expires") && expires <= 0 {
+		return errors.New("--expires must be positive")
+	}
+	if tenant == "" {
+		return errors.New("--tenant must not be empty")
+	}
+	for _, m := range models {
+		if _, err := path.Match(m, ""); err != nil || m == "" {
+			return fmt.Errorf("--models: %q is neither a name nor a glob", m)
+		}
+	}
+	return nil
 }
 
 func keysList(s *settings) *cobra.Command {

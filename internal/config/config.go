@@ -150,8 +150,8 @@ type Sim struct {
 	TokensPerSecond float64 `yaml:"tokens_per_second" default:"50" min:"0.001" max:"1000000"`
 	// Share of the calls that fail, from 0 to 1.
 	FailureRate float64 `yaml:"failure_rate" default:"0" min:"0" max:"1"`
-	// Length of an answer when the request gives no max_tokens.
-	CompletionTokens int `yaml:"completion_tokens" default:"64" min:"1" max:"1000000"`
+	// Length of an answer, in tokens. A request's max_tokens can only shorten it.
+	CompletionTokens int `yaml:"completion_tokens" default:"64" min:"1" max:"10000"`
 }
 
 // Routing configures which provider serves which request.

@@ -35,7 +35,6 @@ const (
 	CodeCancelled           ErrorCode = "cancelled"
 	CodeWorkerLost          ErrorCode = "worker_lost"
 	CodeEventsLost          ErrorCode = "events_lost"
-	CodeShuttingDown        ErrorCode = "shutting_down"
 	CodeInternal            ErrorCode = "internal_error"
 )
 
