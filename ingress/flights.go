@@ -14,7 +14,6 @@ import (
 // flights are all jobs of this ingress that are not yet accounted for. It implements
 // queue.Replies.
 type flights struct {
-	id       string // of this ingress
 	conn     *queue.Conn
 	dispatch *queue.Dispatcher
 	ledger   *ledger
@@ -239,7 +238,7 @@ func (fs *flights) settle(e *queue.End) {
 func (fs *flights) account(f *flight, e *queue.End) {
 	now := time.Now()
 	rec := f.record(e, now)
-	fs.metrics.ended(&rec, e)
+	fs.metrics.ended(&rec)
 	fs.log.LogAttrs(context.Background(), slog.LevelDebug, "request ended", slog.String("request_id", rec.RequestID),
 		slog.String("job_id", rec.JobID), slog.String("provider", rec.Provider), slog.String("outcome", string(rec.Outcome)),
 		slog.Int("attempt", rec.Attempts), slog.Duration("queue", rec.Queue), slog.Duration("total", rec.Total))

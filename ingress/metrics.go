@@ -90,7 +90,7 @@ func (m *Metrics) of(provider string) *providerSeries {
 }
 
 // ended counts an accepted request that is over.
-func (m *Metrics) ended(r *inference.Record, _ *queue.End) {
+func (m *Metrics) ended(r *inference.Record) {
 	s := m.of(r.Provider)
 	if r.Outcome == inference.OutcomeSucceeded {
 		s.succeeded.Inc()

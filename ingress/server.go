@@ -67,7 +67,7 @@ func New(o Options) *Ingress {
 	s := &Ingress{opt: o, conn: o.Conn, metrics: o.Metrics, log: o.Logger.With("ingress", o.ID)}
 	s.keys = newKeyring(o.Keys, o.StaticKeys, s.log)
 	s.flights = &flights{
-		id: o.ID, conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight,
+		conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight,
 		byID: make(map[string]*flight), fullAt: make(map[string]time.Time), nudge: make(chan struct{}, 1),
 	}
 	s.workers = newDirectory(o.Providers, o.Order, s.flights.needStreams)

@@ -68,7 +68,7 @@ type Queue struct {
 	// Jobs waiting or running for one provider. More are refused with 429.
 	MaxQueued int `yaml:"max_queued" default:"1000" min:"1" max:"1000000"`
 	// How long a worker may be silent about a job it holds before another worker gets it.
-	AckWait time.Duration `yaml:"ack_wait" default:"5s" min:"100ms" max:"10m"`
+	AckWait time.Duration `yaml:"ack_wait" default:"5s" min:"3s" max:"10m"`
 	// Memory for the token events kept for replay.
 	EventsMaxBytes Size `yaml:"events_max_bytes" default:"256MiB" min:"1MiB" max:"1TiB"`
 	// How long token events are kept for replay.

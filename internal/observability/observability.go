@@ -1,6 +1,5 @@
-// Package observability makes the process's logger and its registry of metrics, and
-// serves the small HTTP surface of a process that has no API. What is logged and
-// counted is decided where it happens.
+// Package observability makes the process's logger and its registry of metrics, with
+// the handler that shows them. What is logged and counted is decided where it happens.
 package observability
 
 import (
