@@ -25,11 +25,14 @@ func (s *Ingress) plainAnswer(w http.ResponseWriter, r *http.Request, f *flight,
 	ended := time.Now()
 	end := f.end
 	s.tellRoute(w.Header(), f, end)
-	body, err := s.answerBody(r, end)
+	body, release, err := s.answerBody(r, end)
 	if err != nil {
 		s.fail(w, r, err, s.errorDetails(f))
 		return
 	}
+	defer release()
+	// Not every writer has deadlines; the server's does, and ends this one with the answer.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeMost))
 	h := w.Header()
 	h["Content-Type"] = jsonType
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
@@ -39,26 +42,35 @@ func (s *Ingress) plainAnswer(w http.ResponseWriter, r *http.Request, f *flight,
 
 var jsonType = []string{"application/json"}
 
-// maxAnswerBytes bounds an answer that is fetched from the object store.
-const maxAnswerBytes = 1 << 30
-
-// answerBody returns the answer, from the object store if it is large.
-func (s *Ingress) answerBody(r *http.Request, end *queue.End) ([]byte, error) {
+// answerBody returns the answer, from the object store if it is large. Large answers
+// that are on their way to clients share a bound of their own: one more waits until
+// there is memory for it, which release gives back.
+func (s *Ingress) answerBody(r *http.Request, end *queue.End) (body []byte, release func(), err error) {
 	if end.Err != nil {
-		return nil, end.Err
+		return nil, nil, end.Err
 	}
 	if end.BodyRef == "" {
-		return end.Body, nil
+		return end.Body, func() {}, nil
 	}
 	defer s.flights.dropBlob(end.JobID, end.BodyRef) // also when its client has just gone
-	body, err := s.conn.FetchBlob(r.Context(), end.BodyRef, maxAnswerBytes)
+	held := int64(0)
+	release = func() { s.answers.Release(held) }
+	body, err = s.conn.FetchBlobWhen(r.Context(), end.BodyRef, func(size int64) error {
+		n := min(size, s.opt.BodyMemory)
+		if err := s.answers.Acquire(r.Context(), n); err != nil {
+			return err
+		}
+		held = n
+		return nil
+	})
+	if err == nil {
+		return body, release, nil
+	}
+	release()
 	if r.Context().Err() != nil {
-		return nil, errClientGone()
+		return nil, nil, errClientGone()
 	}
-	if err != nil {
-		return nil, &inference.Error{Code: inference.CodeInternal, Message: "The answer was lost in the queue.", Retryable: true, Err: err}
-	}
-	return body, nil
+	return nil, nil, &inference.Error{Code: inference.CodeInternal, Message: "The answer was lost in the queue.", Retryable: true, Err: err}
 }
 
 // tellRoute says in headers who served the request and how it got there.

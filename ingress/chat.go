@@ -1,10 +1,9 @@
 package ingress
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -17,14 +16,14 @@ import (
 // chat serves POST /v1/chat/completions.
 func (s *Ingress) chat(w http.ResponseWriter, r *http.Request) {
 	arrived := time.Now()
-	job, window, err := s.admit(w, r, arrived)
+	adm, err := s.admit(w, r, arrived)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
 	}
-	h := w.Header()
+	h, job := w.Header(), adm.job
 	h.Set("X-Sluice-Provider", job.Candidate().Provider)
-	f, err := s.flights.open(r.Context(), job, window)
+	f, err := s.flights.open(r.Context(), adm)
 	if err != nil {
 		h.Set("X-Sluice-Attempts", "0")
 		h.Set("X-Sluice-Queue-Ms", "0")
@@ -39,85 +38,74 @@ func (s *Ingress) chat(w http.ResponseWriter, r *http.Request) {
 	s.plainAnswer(w, r, f, arrived)
 }
 
-// admit checks who asks for what, and makes a job of it. window is how long the job
-// goes on without its client.
-func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, now time.Time) (job *inference.Job, window time.Duration, err error) {
+// admission is a request that may go to the queue.
+type admission struct {
+	job    *inference.Job
+	window time.Duration // how long the job goes on without its client
+	memory *share        // of the job's body
+}
+
+// admit checks who asks for what, and makes a job of it.
+func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, now time.Time) (adm admission, err error) {
 	key, err := s.keys.authenticate(r)
 	if err != nil {
-		return nil, 0, err
+		return admission{}, err
 	}
 	timeout, err := durationHeader(r, "X-Sluice-Timeout", s.opt.Timeout, s.opt.Timeout)
 	if err != nil {
-		return nil, 0, err
+		return admission{}, err
 	}
-	window, err = durationHeader(r, "X-Sluice-Resume-Window", s.opt.ResumeWindow, s.opt.Timeout)
+	window, err := durationHeader(r, "X-Sluice-Resume-Window", s.opt.ResumeWindow, s.opt.Timeout)
 	if err != nil {
-		return nil, 0, err
+		return admission{}, err
 	}
-	body, err := s.readBody(w, r)
+	if err := s.flights.ready(); err != nil {
+		return admission{}, err
+	}
+	memory := &share{of: &s.flights.bodies}
+	defer func() {
+		if err != nil {
+			memory.release()
+		}
+	}()
+	body, err := s.readBody(w, r, memory)
 	if err != nil {
-		return nil, 0, err
+		return admission{}, err
 	}
 	req, err := openaiapi.ParseChat(body)
 	if err != nil {
-		return nil, 0, err
+		return admission{}, err
 	}
 	candidates, err := s.route(key, req.Model)
 	if err != nil {
-		return nil, 0, err
+		return admission{}, err
 	}
-	return &inference.Job{
+	job := &inference.Job{
 		ID: queue.NewJobID(s.opt.ID, now), RequestID: w.Header().Get(requestIDHeader), Kind: inference.KindChat,
 		Lane: inference.LaneInteractive, Tenant: key.Tenant, KeyID: key.ID, Model: req.Model,
 		Stream: req.Stream, IncludeUsage: req.IncludeUsage, CreatedAt: now, Deadline: now.Add(timeout),
 		Candidates: candidates, TraceParent: traceParent(r), Body: body,
-	}, window, nil
+	}
+	return admission{job: job, window: window, memory: memory}, nil
 }
 
-// route returns who can serve the model, if the key may use it.
+// route returns who can serve the model, if the key may use it. A key for "m" is one
+// for "provider/m" as well: that is the same model at a provider of the client's
+// choice.
 func (s *Ingress) route(key store.Key, model string) ([]inference.Candidate, error) {
-	if !mayUse(key, model) {
-		return nil, &inference.Error{Code: inference.CodeModelNotAllowed, Param: "model", Message: fmt.Sprintf("This API key may not use the model %q.", model)}
-	}
 	candidates := s.workers.table.Load().Route(model)
+	if !mayUse(key, model) {
+		candidates = slices.DeleteFunc(candidates, func(c inference.Candidate) bool {
+			return model != c.Provider+"/"+c.Model || !mayUse(key, c.Model)
+		})
+		if len(candidates) == 0 {
+			return nil, &inference.Error{Code: inference.CodeModelNotAllowed, Param: "model", Message: fmt.Sprintf("This API key may not use the model %q.", model)}
+		}
+	}
 	if len(candidates) == 0 {
 		return nil, &inference.Error{Code: inference.CodeModelNotFound, Param: "model", Message: fmt.Sprintf("The model %q is not served here. GET /v1/models lists those that are.", model)}
 	}
 	return candidates, nil
-}
-
-// readBody reads the request's body whole before anything else is done with it: a
-// body that is handed on while the answer has begun is closed by Go's server.
-func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	tooLarge := inference.Errorf(inference.CodeRequestTooLarge, "The request body is larger than %d bytes.", s.opt.MaxBodyBytes)
-	if r.ContentLength > s.opt.MaxBodyBytes {
-		return nil, tooLarge
-	}
-	if ce := r.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
-		return nil, inference.Errorf(inference.CodeInvalidRequest, "A request body with a Content-Encoding is not taken. Send it as plain JSON.")
-	}
-	// The time for the body must not run on into the wait for the answer. Not every
-	// writer has deadlines; the server's does.
-	ctrl := http.NewResponseController(w)
-	_ = ctrl.SetReadDeadline(time.Now().Add(s.opt.BodyTimeout))
-	defer func() { _ = ctrl.SetReadDeadline(time.Time{}) }()
-	limited := http.MaxBytesReader(w, r.Body, s.opt.MaxBodyBytes)
-	var body []byte
-	var err error
-	if r.ContentLength >= 0 {
-		body = make([]byte, r.ContentLength)
-		_, err = io.ReadFull(limited, body)
-	} else {
-		body, err = io.ReadAll(limited)
-	}
-	var over *http.MaxBytesError
-	switch {
-	case errors.As(err, &over):
-		return nil, tooLarge
-	case err != nil:
-		return nil, &inference.Error{Code: inference.CodeInvalidRequest, Message: "The request body could not be read to its end.", Err: err}
-	}
-	return body, nil
 }
 
 // durationHeader reads a duration such as "30s", or a number of seconds. A longer one

@@ -58,7 +58,8 @@ func (d *directory) heard(p queue.Presence) {
 	}
 	d.rebuild()
 	d.mu.Unlock()
-	if len(d.table.Load().Providers) != len(before.Providers) {
+	same := func(a, b routing.Provider) bool { return a.Name == b.Name }
+	if !slices.EqualFunc(d.table.Load().Providers, before.Providers, same) {
 		d.added()
 	}
 }
@@ -132,14 +133,11 @@ func (d *directory) queues() map[string]int {
 	return q
 }
 
-// queuesReady notes that every provider's queue exists.
-func (d *directory) queuesReady() {
-	names := d.queues()
+// queueReady notes that the provider's queue exists.
+func (d *directory) queueReady(provider string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for name := range names {
-		d.ready[name] = true
-	}
+	d.ready[provider] = true
 }
 
 func (d *directory) anyQueueReady() bool {

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -35,8 +36,12 @@ type feed struct {
 	missed bool   // the kept events are to be looked at although nothing is known to be missing
 	end    *queue.End
 
-	timer *time.Timer // the reader's own, as is stuck
-	stuck time.Time   // since when kept events are waited for in vain; the reader's own
+	// The reader's own.
+	timer *time.Timer
+	stuck time.Time // since when kept events are waited for in vain
+	whole bool      // the kept events were read up to their end
+	known bool      // there is something kept of the feed's run
+	other bool      // another run has ended the answer
 }
 
 // keptEvents reads what is kept of a job's events, from the beginning onwards.
@@ -142,7 +147,7 @@ type batch struct {
 }
 
 // take returns what comes next, or an empty batch when there is nothing and wait has
-// passed. An error means that chunks are lost for good.
+// passed. An error means that chunks are lost for good, or never were.
 func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 	var timer *time.Timer // made only if there is something to wait for
 	for {
@@ -156,23 +161,12 @@ func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 			defer timer.Stop()
 		}
 		if refill {
-			if f.stuck.IsZero() {
-				f.stuck = time.Now()
-			}
-			b, more, err := f.refill(ctx)
-			if len(b.Chunks) > 0 {
-				f.stuck = time.Time{}
-				return b, nil
+			b, more, err := f.fill(ctx)
+			if err != nil || len(b.Chunks) > 0 {
+				return b, err
 			}
 			if more {
-				f.stuck = time.Time{}
 				continue
-			}
-			if ctx.Err() != nil {
-				return batch{}, ctx.Err()
-			}
-			if !f.stuck.IsZero() && time.Since(f.stuck) > refillMost {
-				return batch{}, &inference.Error{Code: inference.CodeEventsLost, Message: "A part of the stream is no longer kept.", Err: err}
 			}
 		}
 		// Kept events come at their own pace, however many live ones arrive.
@@ -184,11 +178,43 @@ func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 		case <-ctx.Done():
 			return batch{}, ctx.Err()
 		case <-timer.C:
+			if f.other && !f.known && f.silent() {
+				return batch{}, errEventID()
+			}
 			return batch{}, nil
 		case <-wake:
 		case <-again:
 		}
 	}
+}
+
+// fill looks for what is missing among the kept events. It fails only when that is
+// lost for good, or never was; more says that it is to be called again at once.
+func (f *feed) fill(ctx context.Context) (b batch, more bool, err error) {
+	if f.stuck.IsZero() {
+		f.stuck = time.Now()
+	}
+	b, more, err = f.refill(ctx)
+	var refused *inference.Error
+	switch {
+	case len(b.Chunks) > 0 || more:
+		f.stuck = time.Time{}
+		return b, more, nil
+	case ctx.Err() != nil:
+		return batch{}, false, ctx.Err()
+	case errors.As(err, &refused):
+		return batch{}, false, refused
+	case !f.stuck.IsZero() && (f.whole || time.Since(f.stuck) > refillMost):
+		return batch{}, false, &inference.Error{Code: inference.CodeEventsLost, Message: "A part of the stream is no longer kept.", Err: err}
+	}
+	return batch{}, false, nil
+}
+
+// silent reports that no live chunk was ever heard of.
+func (f *feed) silent() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard == 0
 }
 
 // alarm sets the reader's one timer.
@@ -244,10 +270,18 @@ func (f *feed) refill(ctx context.Context) (b batch, more bool, err error) {
 	b = batch{Run: f.run, First: f.next}
 	for _, k := range blocks {
 		if k.Run != f.run {
+			if !f.known && len(k.Chunks) > 0 {
+				return batch{}, false, errEventID() // only one run's answer can have begun
+			}
+			f.other = f.other || k.End != nil
 			continue
 		}
-		if k.End != nil && f.end == nil {
-			f.end = k.End
+		f.known = true
+		if k.End != nil {
+			f.whole = true // blocks are kept in order
+			if f.end == nil {
+				f.end = k.End
+			}
 		}
 		for i, c := range k.Chunks {
 			if k.FirstSeq+uint64(i) == f.next {

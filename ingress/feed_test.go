@@ -299,6 +299,53 @@ func TestFeedSaysThatChunksAreLostForGood(t *testing.T) {
 	})
 }
 
+// Behind the end nothing more is kept, so nobody has to wait for it.
+func TestFeedKnowsAtTheKeptEndWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(f *feed, s *shelf, c *client) {
+		t := c.t
+		s.keep(kept(1, 2))
+		s.keep(queue.Block{Run: run1, FirstSeq: 5, Chunks: [][]byte{[]byte("5")}, End: endAt(5)})
+		f.look()
+		c.read(2)
+		before := time.Now()
+		var err error
+		for err == nil {
+			_, err = f.take(t.Context(), time.Second)
+		}
+		require.Equal(t, inference.CodeEventsLost, inference.AsError(err).Code)
+		require.Less(t, time.Since(before), refillMost/2)
+	})
+}
+
+// An id of a run that never was is told, not waited for.
+func TestFeedRefusesARunThatNeverWas(t *testing.T) {
+	t.Parallel()
+	for name, kept := range map[string]queue.Block{
+		"another run has begun": {Run: run1, FirstSeq: 1, Chunks: [][]byte{[]byte("1")}},
+		"another run has ended": {Run: run1, FirstSeq: 1, End: endAt(0)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, func(_ *feed, s *shelf, c *client) {
+				t := c.t
+				f := newFeed(&shelfReader{shelf: s}, queue.Run{Epoch: 7, Delivery: 7}, 4)
+				f.look()
+				b, err := f.take(t.Context(), time.Second)
+				require.NoError(t, err, "what is not kept yet may come")
+				require.Empty(t, b)
+				s.keep(kept)
+				f.look()
+				for err == nil {
+					_, err = f.take(t.Context(), time.Second)
+				}
+				require.Equal(t, inference.CodeInvalidRequest, inference.AsError(err).Code)
+				require.Equal(t, "Last-Event-ID", inference.AsError(err).Param)
+			})
+		})
+	}
+}
+
 // A block that could not be kept leaves a hole; what stands behind it is not passed off
 // as what follows.
 func TestFeedNeverSkipsAHole(t *testing.T) {

@@ -18,6 +18,7 @@ type flight struct {
 	done     chan struct{} // closed when there is an answer, or none will come
 	feed     *feed         // of a streamed answer
 	window   time.Duration // how long the job goes on without its client
+	memory   *share        // of the body, for as long as it may have to be published again
 
 	mu       sync.Mutex
 	place    place
@@ -144,7 +145,17 @@ func (f *flight) finish(e *queue.End, outcome inference.Outcome) bool {
 	}
 	f.ended, f.outcome = true, outcome
 	e.Attempts += f.lostRuns
+	f.dropBody()
 	return true
+}
+
+// dropBody lets go of the request's body: it is not published from here any more. The
+// caller holds mu, or is alone with the flight.
+func (f *flight) dropBody() {
+	f.job.Body = nil
+	if f.memory != nil {
+		f.memory.release()
+	}
 }
 
 // leave ends the wait for an answer: the client is gone, or its deadline has passed.

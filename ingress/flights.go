@@ -21,6 +21,7 @@ type flights struct {
 	metrics  *Metrics
 	log      *slog.Logger
 	most     int
+	bodies   budget
 
 	mu     sync.Mutex
 	byID   map[string]*flight
@@ -32,33 +33,62 @@ type flights struct {
 }
 
 // open takes in a job and sends it to its queue. The answer comes through the flight.
-func (fs *flights) open(ctx context.Context, job *inference.Job, window time.Duration) (*flight, error) {
-	now := time.Now()
-	f := &flight{job: job, accepted: now, done: make(chan struct{}), window: window}
+func (fs *flights) open(ctx context.Context, adm admission) (*flight, error) {
+	job, now := adm.job, time.Now()
+	f := &flight{job: job, accepted: now, done: make(chan struct{}), window: adm.window, memory: adm.memory}
 	f.place.sent, f.place.firstSent = now, now
 	if job.Stream {
 		f.feed = newFeed(fs.conn.NewKeptReader(job.ID), queue.Run{}, 1)
 	}
-	if err := fs.room(job, now); err != nil {
+	if err := fs.prepare(ctx, f); err != nil {
+		adm.memory.release()
 		return nil, err
 	}
-	store, cancel := context.WithDeadline(ctx, job.Deadline)
-	defer cancel()
-	ref, err := fs.dispatch.StoreBody(store, job)
-	if errors.Is(store.Err(), context.DeadlineExceeded) {
-		return nil, errDeadline(job)
-	}
-	if err != nil {
-		return nil, fs.publishError(err, job)
-	}
-	f.bodyRef = ref
+	first := *job // from here on others change the job
 	fs.mu.Lock()
 	fs.byID[job.ID] = f
 	fs.mu.Unlock()
-	if err := fs.dispatch.Publish(job, ref); err != nil {
+	if err := fs.dispatch.Publish(&first, f.bodyRef); err != nil {
 		fs.log.Warn("job not sent; it will be tried again", "job_id", job.ID, "error", err)
 	}
 	return f, nil
+}
+
+// prepare sees to it that there is room for the job, and gives a large body to the
+// object store: from there it is published as often as need be.
+func (fs *flights) prepare(ctx context.Context, f *flight) error {
+	if err := fs.room(f.job, f.accepted); err != nil {
+		return err
+	}
+	store, cancel := context.WithDeadline(ctx, f.job.Deadline)
+	defer cancel()
+	ref, err := fs.dispatch.StoreBody(store, f.job)
+	if errors.Is(store.Err(), context.DeadlineExceeded) {
+		return errDeadline(f.job)
+	}
+	if err != nil {
+		return fs.publishError(err, f.job)
+	}
+	if f.bodyRef = ref; ref != "" {
+		f.dropBody()
+	}
+	return nil
+}
+
+// queueGone is how long the queue may be out of reach before new requests are refused
+// at once. Shorter outages, such as a server's restart, they wait out.
+const queueGone = 5 * time.Second
+
+// ready reports why no request can be taken in at the moment, if so.
+func (fs *flights) ready() error {
+	if fs.conn.DisconnectedFor() > queueGone {
+		return errQueueGone(nil)
+	}
+	return nil
+}
+
+func errQueueGone(err error) error {
+	return &inference.Error{Code: inference.CodeQueueUnavailable, Retryable: true, Message: "The queue is not available at the moment.", Err: err}
 }
 
 // fullFor is how long a queue is taken to be full after it has said so. It spares a
@@ -75,7 +105,7 @@ func (fs *flights) room(job *inference.Job, now time.Time) error {
 	fs.mu.Unlock()
 	switch {
 	case crowded:
-		return &inference.Error{Code: inference.CodeQueueFull, Message: "Too many requests are in progress. Try again later.", Retryable: true, RetryAfter: time.Second}
+		return errBusy()
 	case full:
 		fs.metrics.refused(provider)
 		return fs.publishError(queue.ErrFull, job)
@@ -190,7 +220,7 @@ func (fs *flights) publishError(err error, job *inference.Job) error {
 			Message: "The queue of this model's provider is full. Try again later.", Err: err,
 		}
 	}
-	return &inference.Error{Code: inference.CodeQueueUnavailable, Retryable: true, Message: "The queue is not available at the moment.", Err: err}
+	return errQueueGone(err)
 }
 
 // Events implements queue.Replies.
@@ -323,9 +353,15 @@ func (fs *flights) leave(f *flight, outcome inference.Outcome, err *inference.Er
 	}
 }
 
+// cancel tells the workers, and takes the job out of its queue unless one of them has
+// it: that one acknowledges it when the call is over, so that its place is not given
+// to another call before.
 func (fs *flights) cancel(f *flight) {
 	f.mu.Lock()
 	seq, provider := f.place.seq, f.job.Candidate().Provider
+	if f.held && !f.ended {
+		seq = 0
+	}
 	f.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

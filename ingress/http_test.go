@@ -205,6 +205,106 @@ func TestTooManyInFlight(t *testing.T) {
 	c.whole()
 }
 
+func TestMemoryOfRequestBodiesIsBounded(t *testing.T) {
+	t.Parallel()
+	r := setup(t, func(o *Options) { o.BodyMemory = 1 << 20 })
+	r.work()
+	held := func() int64 { return r.ingress.flights.bodies.held.Load() }
+	padded := func(n int) string { return plainRequest + strings.Repeat(" ", n) }
+
+	r.chat(padded(2<<20)).fails(http.StatusTooManyRequests, inference.CodeQueueFull)
+	require.Zero(t, held(), "what was refused is not held")
+	r.chat(`{"model":`).fails(http.StatusBadRequest, inference.CodeInvalidJSON)
+	require.Zero(t, held())
+
+	small := r.chat(plainRequest)
+	k := r.take()
+	require.EqualValues(t, len(plainRequest), held(), "it may have to be published again")
+	k.succeed("{}")
+	small.whole()
+	require.Zero(t, held())
+
+	large := r.chat(padded(600 << 10))
+	k = r.take()
+	require.NotEmpty(t, k.ref)
+	require.Zero(t, held(), "it is in the object store")
+	k.succeed("{}")
+	large.whole()
+
+	// What a client announces and does not send costs next to nothing.
+	body, sent := io.Pipe()
+	slow := r.request(http.MethodPost, r.server.URL+"/v1/chat/completions", "")
+	slow.Body, slow.ContentLength = body, 900<<10
+	c := r.send(slow)
+	_, err := io.WriteString(sent, "{")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return held() == firstRead }, soon, time.Millisecond)
+	c.cancel()
+	require.NoError(t, sent.Close())
+	require.Eventually(t, func() bool { return held() == 0 }, soon, time.Millisecond, "it left")
+}
+
+func TestMemoryOfLargeAnswersIsBounded(t *testing.T) {
+	t.Parallel()
+	r := setup(t, func(o *Options) { o.BodyMemory = 1 << 20 })
+	r.work()
+	require.True(t, r.ingress.answers.TryAcquire(1<<20), "answers of others")
+	c := r.chat(plainRequest)
+	answer := `{"a":"` + strings.Repeat("x", 3<<20) + `"}`
+	r.take().succeed(answer)
+	select {
+	case <-c.resp:
+		require.FailNow(t, "it had to wait")
+	case <-time.After(100 * time.Millisecond):
+	}
+	r.ingress.answers.Release(1 << 20)
+	_, body := c.whole()
+	require.Equal(t, answer, body)
+	require.Eventually(t, func() bool { return r.ingress.answers.TryAcquire(1 << 20) }, soon, time.Millisecond, "it is given back")
+}
+
+func TestReadersOfEventsAreBounded(t *testing.T) {
+	t.Parallel()
+	r := setup(t, func(o *Options) { o.MaxInFlight = 1 })
+	r.work()
+	r.chat(streamRequest, "X-Sluice-Resume-Window", "20s")
+	k := r.take()
+	k.events(1, `{"n":1}`)
+	path := "/v1/chat/completions/" + k.job.ID + "/events"
+	reader := r.get(path)
+	require.Equal(t, http.StatusOK, reader.response().StatusCode)
+	r.get(path).fails(http.StatusTooManyRequests, inference.CodeQueueFull)
+	reader.cancel()
+	require.Eventually(t, func() bool { return r.ingress.tails.Load() == 0 }, soon, time.Millisecond)
+}
+
+func TestWithoutAQueueRequestsAreRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.embedded.Close()
+	require.Eventually(t, func() bool { return !r.ingress.conn.Connected() }, soon, time.Millisecond)
+	before := time.Now()
+	r.get("/v1/chat/completions/"+queue.NewJobID(r.ingress.opt.ID, time.Now())+"/events").fails(http.StatusServiceUnavailable, inference.CodeQueueUnavailable)
+	require.Less(t, time.Since(before), 2*time.Second)
+
+	require.Eventually(t, func() bool { return r.ingress.conn.DisconnectedFor() > queueGone }, soon, 10*time.Millisecond)
+	for _, body := range []string{plainRequest, streamRequest} {
+		resp := r.chat(body).fails(http.StatusServiceUnavailable, inference.CodeQueueUnavailable)
+		require.NotEmpty(t, resp.Header.Get("Retry-After"))
+	}
+}
+
+func TestAPathSaysWhichMethodsItTakes(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	for path, want := range map[string]string{
+		"/v1/chat/completions": "POST", "/v1/models": "GET", "/v1/models/m": "GET", "/livez": "GET, HEAD",
+	} {
+		resp := r.send(r.request(http.MethodDelete, r.server.URL+path, "")).fails(http.StatusMethodNotAllowed, inference.CodeMethodNotAllowed)
+		require.Equal(t, want, resp.Header.Get("Allow"), path)
+	}
+}
+
 func TestDeadlineHolds(t *testing.T) {
 	t.Parallel()
 	r := setup(t)
@@ -247,6 +347,10 @@ func TestAClientThatLeavesCancels(t *testing.T) {
 	running.response()
 	running.cancel()
 	require.Equal(t, k.job.ID, next(t, r.cancelled))
+	r.ingress.flights.side.Wait()
+	d, err := r.conn.Depth(t.Context(), "acme")
+	require.NoError(t, err)
+	require.Equal(t, 1, d.Running, "its place is taken until the worker is done with the call")
 	k.end(&queue.End{Err: &inference.Error{Code: inference.CodeCancelled}, LastSeq: 1, Usage: inference.Usage{PromptTokens: 9, Known: true}})
 	row := r.row(k.job.ID)
 	require.Equal(t, inference.OutcomeCancelled, row.Outcome)

@@ -222,7 +222,7 @@ func TestDirectoryKnowsConfiguredAndAnnouncedProviders(t *testing.T) {
 	}, []string{"open"}, func() { added++ })
 	require.Equal(t, map[string]int{"acme": 5, "open": 6}, d.queues())
 	require.False(t, d.anyQueueReady())
-	d.queuesReady()
+	d.queueReady("acme")
 	require.True(t, d.anyQueueReady())
 	require.Equal(t, []inference.Candidate{{Provider: "acme", Model: "m"}}, d.table.Load().Route("m"))
 
@@ -237,6 +237,9 @@ func TestDirectoryKnowsConfiguredAndAnnouncedProviders(t *testing.T) {
 
 	d.heard(presence("w2", queue.ProviderPresence{Name: "new", Models: []string{"n", "n", "a"}, Rate: 3, InFlight: 2}, queue.ProviderPresence{Name: "open", Models: []string{"x"}, Rate: 1}))
 	require.Equal(t, 1, added, "a new provider needs a queue")
+	d.heard(presence("w2", queue.ProviderPresence{Name: "newer"}))
+	require.Equal(t, 2, added, "also one that takes the place of another")
+	d.heard(presence("w2", queue.ProviderPresence{Name: "new", Models: []string{"n", "n", "a"}, Rate: 3, InFlight: 2}, queue.ProviderPresence{Name: "open", Models: []string{"x"}, Rate: 1}))
 	require.Equal(t, map[string]providerState{
 		"acme": {Workers: 1, Queued: 5}, "open": {Workers: 2, InFlight: 1, Rate: 3, Queued: 60}, "new": {Workers: 1, InFlight: 2, Rate: 3},
 	}, d.states())
@@ -319,4 +322,17 @@ func TestRouteErrors(t *testing.T) {
 	candidates, err := s.route(store.Key{}, "m1")
 	require.NoError(t, err)
 	require.Len(t, candidates, 1)
+}
+
+func TestAKeyForAModelCoversItAtANamedProvider(t *testing.T) {
+	t.Parallel()
+	s := &Ingress{workers: newDirectory(map[string]ProviderInfo{"a": {Models: []string{"m1", "a/m1x"}}, "b": {Models: []string{"m1", "m2"}}}, nil, func() {})}
+	key := store.Key{Models: []string{"m1"}}
+	candidates, err := s.route(key, "b/m1")
+	require.NoError(t, err)
+	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "m1"}}, candidates)
+	for _, model := range []string{"b/m2", "m2", "a/m1x", "b/", "nobody/m1"} {
+		_, err = s.route(key, model)
+		require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code, model)
+	}
 }

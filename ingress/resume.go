@@ -38,6 +38,15 @@ func (s *Ingress) resume(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, errNoEvents(), nil)
 		return
 	}
+	defer s.tails.Add(-1)
+	if s.tails.Add(1) > int64(s.opt.MaxInFlight) {
+		s.fail(w, r, errBusy(), nil)
+		return
+	}
+	if !s.conn.Connected() {
+		s.fail(w, r, errQueueGone(nil), nil)
+		return
+	}
 	t, err := s.openTail(r.Context(), jobID, key.Tenant, from)
 	if err != nil {
 		s.fail(w, r, err, nil)
@@ -62,7 +71,7 @@ func resumeFrom(r *http.Request) (eventID, error) {
 	return id, nil
 }
 
-func errEventID() error {
+func errEventID() *inference.Error {
 	return &inference.Error{Code: inference.CodeInvalidRequest, Param: "Last-Event-ID", Message: "The header Last-Event-ID is not an event id of this stream."}
 }
 
@@ -85,7 +94,7 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 	f := newFeed(s.conn.NewKeptReader(jobID), from.run, from.seq+1)
 	listener, err := s.conn.Listen(jobID, f.push, f.finish)
 	if err != nil {
-		return nil, &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The queue is not available at the moment.", Err: err}
+		return nil, errQueueGone(err)
 	}
 	probe := s.conn.NewKeptReader(jobID)
 	blocks, err := lookUp(ctx, probe)
@@ -98,11 +107,9 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 		listener.Close()
 		return nil, errNoEvents()
 	}
-	if len(blocks) > 0 && from.run == (queue.Run{}) {
-		f.begin(blocks[0].Run)
-	} else if len(blocks) > 0 && !slices.ContainsFunc(blocks, func(b queue.Block) bool { return b.Run == from.run }) {
-		listener.Close()
-		return nil, errEventID()
+	if len(blocks) > 0 {
+		begun := slices.IndexFunc(blocks, func(b queue.Block) bool { return len(b.Chunks) > 0 })
+		f.begin(blocks[max(begun, 0)].Run) // a run that was fenced before it began may stand before the one that counts
 	}
 	f.look()
 	return &tailing{jobID: jobID, feed: f, listener: listener, deadline: time.Now().Add(s.opt.Timeout)}, nil
@@ -154,7 +161,10 @@ func (s *Ingress) tail(w http.ResponseWriter, r *http.Request, t *tailing) {
 		case b.End != nil && b.End.Err != nil:
 			s.failTail(w, r, out, t, b.End.Err)
 			return
-		case b.End != nil && !out.head && b.First > b.End.LastSeq+1:
+		case b.End != nil && b.First > b.End.LastSeq+2:
+			s.failTail(w, r, out, t, errEventID()) // there never was an event of this id
+			return
+		case b.End != nil && !out.head && b.First == b.End.LastSeq+2:
 			w.WriteHeader(http.StatusNoContent) // the client has it all; an EventSource stops here
 			return
 		case len(b.Chunks) == 0 && b.End == nil:

@@ -109,7 +109,7 @@ func (r *rig) startIngress(change ...func(*Options)) (*Ingress, *httptest.Server
 		ID: queue.NewProcessID(), Conn: r.connect(), Keys: &keyTable{}, StaticKeys: []store.Key{key, other}, Append: r.store,
 		Ping:      func(context.Context) error { r.mu.Lock(); defer r.mu.Unlock(); return r.pingErr },
 		Providers: map[string]ProviderInfo{"acme": {Models: []string{"m", "m-*"}, MaxQueued: 4}},
-		Timeout:   soon, Keepalive: 50 * time.Millisecond, MaxBodyBytes: 4 << 20, MaxInFlight: 100,
+		Timeout:   soon, Keepalive: 50 * time.Millisecond, MaxBodyBytes: 4 << 20, MaxInFlight: 100, BodyMemory: 64 << 20,
 		Metrics: NewMetrics(reg), MetricsHandler: promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), Logger: discard(),
 	}
 	for _, c := range change {

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/mux"
+	"golang.org/x/sync/semaphore"
 
 	"sluice/internal/inference"
 	"sluice/internal/queue"
@@ -35,6 +37,7 @@ type Options struct {
 	BodyTimeout  time.Duration // for a client to send its body; zero: 5 minutes
 	ResumeWindow time.Duration
 	MaxInFlight  int
+	BodyMemory   int64 // bytes of request bodies held at once, and of large answers as much again
 
 	Metrics        *Metrics
 	MetricsHandler http.Handler
@@ -49,6 +52,8 @@ type Ingress struct {
 	workers *directory
 	flights *flights
 	ledger  *ledger
+	answers *semaphore.Weighted // bytes of large answers in memory
+	tails   atomic.Int64        // clients that read events of a job from its keep
 	metrics *Metrics
 	log     *slog.Logger
 
@@ -64,10 +69,13 @@ func New(o Options) *Ingress {
 	if o.BodyTimeout <= 0 {
 		o.BodyTimeout = bodyTimeout
 	}
-	s := &Ingress{opt: o, conn: o.Conn, metrics: o.Metrics, log: o.Logger.With("ingress", o.ID)}
+	s := &Ingress{
+		opt: o, conn: o.Conn, metrics: o.Metrics, log: o.Logger.With("ingress", o.ID),
+		answers: semaphore.NewWeighted(o.BodyMemory),
+	}
 	s.keys = newKeyring(o.Keys, o.StaticKeys, s.log)
 	s.flights = &flights{
-		conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight,
+		conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight, bodies: budget{most: o.BodyMemory},
 		byID: make(map[string]*flight), fullAt: make(map[string]time.Time), nudge: make(chan struct{}, 1),
 	}
 	s.workers = newDirectory(o.Providers, o.Order, s.flights.needStreams)
@@ -182,7 +190,7 @@ func (s *Ingress) Handler() http.Handler {
 	r.HandleFunc("/readyz", s.readyz).Methods(http.MethodGet, http.MethodHead)
 	r.Handle("/metrics", s.opt.MetricsHandler).Methods(http.MethodGet)
 	r.NotFoundHandler = http.HandlerFunc(s.notFound)
-	r.MethodNotAllowedHandler = http.HandlerFunc(s.methodNotAllowed)
+	r.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { s.methodNotAllowed(r, w, q) })
 	return s.identified(r)
 }
 
@@ -233,7 +241,17 @@ func (s *Ingress) notFound(w http.ResponseWriter, r *http.Request) {
 	s.fail(w, r, inference.Errorf(inference.CodeNotFound, "There is nothing at this path. The API begins with /v1."), nil)
 }
 
-func (s *Ingress) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+// methodNotAllowed also says which methods the path takes (RFC 9110, 15.5.6).
+func (s *Ingress) methodNotAllowed(router *mux.Router, w http.ResponseWriter, r *http.Request) {
+	var allowed []string
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
+		other := r.Clone(r.Context())
+		other.Method = method
+		if m := (mux.RouteMatch{}); router.Match(other, &m) && m.MatchErr == nil {
+			allowed = append(allowed, method)
+		}
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
 	s.fail(w, r, inference.Errorf(inference.CodeMethodNotAllowed, "This path does not take the method %s.", r.Method), nil)
 }
 

@@ -81,6 +81,9 @@ func TestResumeOnAnotherIngress(t *testing.T) {
 	require.Len(t, frames(t, whole.Body, nil), 4, "from the beginning without an id")
 	done, _ := r.send(r.request(http.MethodGet, events, "", "Last-Event-ID", "0-1-4")).whole()
 	require.Equal(t, http.StatusNoContent, done.StatusCode, "the client has it all")
+	for _, id := range []string{"0-1-5", "0-2-1", "7-1-1"} {
+		r.send(r.request(http.MethodGet, events, "", "Last-Event-ID", id)).fails(http.StatusBadRequest, inference.CodeInvalidRequest)
+	}
 	require.Equal(t, inference.OutcomeSucceeded, r.row(k.job.ID).Outcome, "the job went on without its client")
 }
 

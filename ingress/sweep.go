@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -59,10 +60,18 @@ const (
 
 // keepStreams makes sure that the streams exist, and finds out which were lost.
 func (fs *flights) keepStreams(ctx context.Context) {
+	said := ""
 	for {
 		wait := streamsCheck
-		if err := fs.ensureStreams(ctx); err != nil && ctx.Err() == nil {
-			fs.log.Warn("queue is not ready", "error", err)
+		err := fs.ensureStreams(ctx)
+		switch {
+		case err == nil:
+			said = ""
+		case ctx.Err() == nil:
+			if said != err.Error() {
+				said = err.Error()
+				fs.log.Warn("queue is not ready", "error", err)
+			}
 			wait = streamsRetry
 		}
 		timer := time.NewTimer(wait)
@@ -81,17 +90,19 @@ func (fs *flights) ensureStreams(ctx context.Context) error {
 	if err := fs.conn.EnsureShared(ctx); err != nil {
 		return err
 	}
+	var errs []error // one provider's trouble is not the others'
 	for provider, maxQueued := range fs.workers.queues() {
 		made, err := fs.conn.EnsureQueue(ctx, provider, maxQueued)
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
+		fs.workers.queueReady(provider)
 		if fs.streams.note(provider, made) {
 			fs.streamLost(provider)
 		}
 	}
-	fs.workers.queuesReady()
-	return nil
+	return errors.Join(errs...)
 }
 
 // streamLost marks the flights whose job went down with the provider's stream.
@@ -200,15 +211,25 @@ func (f *flight) needs(now, connectedAt time.Time) need {
 		return needCancel
 	case f.begun && silent > silentFor:
 		return needLostError
-	case f.place.seq == 0 && !f.held:
-		switch {
-		case f.job.Epoch == 0 && now.Sub(later(f.place.firstSent, connectedAt)) > publishMost:
-			return needRefusal
-		case now.Sub(f.place.sent) > confirmWait:
-			return needRepeat
-		}
+	case f.place.seq == 0 && !f.begun:
+		return f.unconfirmed(now, connectedAt, silent)
 	case !f.place.lostAt.IsZero() && !f.begun && now.Sub(f.place.lostAt) > lostGrace && silent > aliveFor:
 		return needNewEpoch
+	}
+	return needNothing
+}
+
+// unconfirmed is what a flight needs of which the server has not said that it has it.
+func (f *flight) unconfirmed(now, connectedAt time.Time, silent time.Duration) need {
+	switch {
+	case f.held && silent > silentFor:
+		return needNewEpoch // its worker is lost, and the queue may be, too
+	case f.held:
+		return needNothing
+	case f.job.Epoch == 0 && now.Sub(later(f.place.firstSent, connectedAt)) > publishMost:
+		return needRefusal
+	case now.Sub(f.place.sent) > confirmWait:
+		return needRepeat
 	}
 	return needNothing
 }
@@ -227,4 +248,5 @@ func (fs *flights) closeUnheard(f *flight) {
 		fs.side.Go(func() { fs.keepEnd(f, last) }) // its client may still come back, and must not wait for more
 	}
 	fs.account(f, &e)
+	fs.side.Go(func() { fs.cancel(f) }) // its worker, if it had one, will not remove it
 }

@@ -21,8 +21,6 @@ import (
 	"sluice/internal/queue"
 	"sluice/providers/registry"
 	"sluice/store"
-	"sluice/store/postgres"
-	"sluice/store/sqlite"
 	"sluice/worker"
 )
 
@@ -36,7 +34,7 @@ var (
 	baseModule = fx.Module("base",
 		fx.Provide(observability.NewRegistry, func(r *prometheus.Registry) prometheus.Registerer { return r }, newEmbedded),
 	)
-	storeModule   = fx.Module("store", fx.Provide(newStore))
+	storeModule   = fx.Module("store", fx.Provide(newDatabase, func(db *database) store.Store { return db.Store }))
 	ingressModule = fx.Module("ingress", fx.Provide(ingress.NewMetrics, newIngress, newListener), fx.Invoke(serveHTTP))
 	workerModule  = fx.Module("worker", fx.Provide(worker.NewMetrics, newWorker), fx.Invoke(func(*runningWorker) {}))
 )
@@ -86,43 +84,6 @@ func connect(name string, cfg *config.Config, embedded *queue.Embedded, log *slo
 	return c, startFailed(err)
 }
 
-// newStore opens the database and sees to its schema. serve brings the schema up to
-// date by itself where the database is its own; a shared one is migrated by hand.
-func newStore(lc fx.Lifecycle, cfg *config.Config, log *slog.Logger) (store.Store, error) {
-	db, err := openStore(context.Background(), cfg)
-	if err != nil {
-		return nil, startFailed(err)
-	}
-	lc.Append(fx.StopHook(db.Close))
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if cfg.Store.URL == "" {
-		return db, startFailed(db.Migrate(ctx))
-	}
-	switch pending, err := db.Pending(ctx); {
-	case err != nil:
-		log.Warn("database is not reachable; serving goes on with what is known without it", "error", err)
-	case pending:
-		return nil, startFailed(errors.New("the database's schema is not up to date: run 'sluice migrate' first"))
-	}
-	return db, nil
-}
-
-func openStore(ctx context.Context, cfg *config.Config) (store.Store, error) {
-	if cfg.Store.URL == "" {
-		db, err := sqlite.Open(ctx, sqlitePath(cfg))
-		if err != nil {
-			return nil, fmt.Errorf("open database: %w", err)
-		}
-		return db, nil
-	}
-	db, err := postgres.Open(ctx, string(cfg.Store.URL), postgres.Options{})
-	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
-	}
-	return db, nil
-}
-
 // newIngress starts what hears the queue. It is stopped after the HTTP server and
 // the worker, whose last answers it takes.
 func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, db store.Store, m *ingress.Metrics, reg *prometheus.Registry, log *slog.Logger) (*ingress.Ingress, error) {
@@ -134,7 +95,7 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 		ID: queue.NewProcessID(), Conn: conn, Keys: db, StaticKeys: staticKeys(cfg), Append: db.AppendUsage, Ping: db.Ping,
 		Providers: providerInfos(cfg), Order: cfg.Routing.Order,
 		Timeout: cfg.Server.Timeout, Keepalive: cfg.Server.Keepalive, MaxBodyBytes: int64(cfg.Server.MaxBodyBytes),
-		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight,
+		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight, BodyMemory: int64(cfg.Server.BodyMemory),
 		Metrics: m, MetricsHandler: observability.MetricsHandler(reg), Logger: log,
 	})
 	var stop func()
@@ -180,7 +141,7 @@ func staticKeys(cfg *config.Config) []store.Key {
 // runningWorker is a worker with its own loop.
 type runningWorker struct{ *worker.Worker }
 
-func newWorker(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, names serving, m *worker.Metrics, log *slog.Logger) (*runningWorker, error) {
+func newWorker(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, embedded *queue.Embedded, names serving, m *worker.Metrics, log *slog.Logger) (*runningWorker, error) {
 	members, err := workerMembers(cfg, names)
 	if err != nil {
 		return nil, startFailed(err)
@@ -194,13 +155,14 @@ func newWorker(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, na
 		DrainTimeout: cfg.Server.DrainTimeout, Metrics: m, Logger: log,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	var wait func()
 	lc.Append(fx.StartStopHook(
-		func() { go func() { done <- w.Run(ctx) }() },
+		func() { wait = parts.run("worker", func() error { return w.Run(ctx) }) },
 		func() error {
 			cancel()
-			err := <-done
+			wait()
 			conn.Close()
+			var err error
 			for _, mem := range members {
 				err = errors.Join(err, mem.Provider.Close())
 			}
@@ -266,7 +228,7 @@ const (
 type httpParts struct {
 	fx.In
 	LC       fx.Lifecycle
-	Shutdown fx.Shutdowner
+	Parts    *supervisor
 	Config   *config.Config
 	Listener net.Listener
 	Ingress  *ingress.Ingress
@@ -297,16 +259,10 @@ func serveHTTP(p httpParts) {
 		Handler: p.Ingress.Handler(), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: headerBytes, ErrorLog: slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug),
 	}
-	done := make(chan struct{})
+	var wait func()
 	p.LC.Append(fx.StartStopHook(
 		func() {
-			go func() {
-				defer close(done)
-				if err := srv.Serve(p.Listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-					p.Log.Error("http server ended", "error", err)
-					_ = p.Shutdown.Shutdown(fx.ExitCode(exitFailure)) // it fails only when a stop is under way
-				}
-			}()
+			wait = p.Parts.serve("http server", srv, p.Listener)
 			p.Log.Info("serving", "address", p.Listener.Addr().String())
 		},
 		func(ctx context.Context) {
@@ -318,13 +274,13 @@ func serveHTTP(p httpParts) {
 				p.Log.Warn("drain ran out of time; open connections are closed", "error", err)
 				_ = srv.Close() // its error says what Shutdown's said
 			}
-			<-done
+			wait()
 		},
 	))
 }
 
 // serveWorkerHealth gives a worker its own small listener, if one is configured.
-func serveWorkerHealth(lc fx.Lifecycle, cfg *config.Config, w *runningWorker, names serving, reg *prometheus.Registry, log *slog.Logger) error {
+func serveWorkerHealth(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, w *runningWorker, names serving, reg *prometheus.Registry) error {
 	if cfg.Observability.Address == "" {
 		return nil
 	}
@@ -342,15 +298,14 @@ func serveWorkerHealth(lc fx.Lifecycle, cfg *config.Config, w *runningWorker, na
 		_, _ = fmt.Fprintf(rw, "connected: %t\nserving: %v of %v\n", w.Connected(), w.Serves(), []string(names))
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout}
+	var wait func()
 	lc.Append(fx.StartStopHook(
-		func() {
-			go func() {
-				if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-					log.Error("health listener ended", "error", err)
-				}
-			}()
+		func() { wait = parts.serve("health listener", srv, l) },
+		func() error {
+			err := srv.Close()
+			wait()
+			return err
 		},
-		func() error { return srv.Close() },
 	))
 	return nil
 }

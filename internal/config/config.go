@@ -45,6 +45,8 @@ type Server struct {
 	DrainTimeout time.Duration `yaml:"drain_timeout" default:"10m" min:"0s" max:"1h"`
 	// Requests that one ingress holds at once. More are refused with 429.
 	MaxInFlight int `yaml:"max_in_flight" default:"10000" min:"1" max:"1000000"`
+	// Bytes of request bodies that one ingress holds in memory at once. Requests beyond it are refused with 429; large answers have as much again, and wait for it.
+	BodyMemory Size `yaml:"body_memory" default:"512MiB" min:"1MiB" max:"1TiB"`
 }
 
 // Queue configures NATS JetStream.

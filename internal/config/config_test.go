@@ -43,7 +43,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, Default(), *c)
 	require.Equal(t, Server{
 		Address: "127.0.0.1:8080", Timeout: 10 * time.Minute, Keepalive: 5 * time.Second,
-		MaxBodyBytes: 33554432, DrainTimeout: 10 * time.Minute, MaxInFlight: 10000,
+		MaxBodyBytes: 33554432, DrainTimeout: 10 * time.Minute, MaxInFlight: 10000, BodyMemory: 512 << 20,
 	}, c.Server)
 	require.Equal(t, Queue{
 		Replicas: 1, Storage: "memory", MaxQueued: 1000, AckWait: 5 * time.Second,

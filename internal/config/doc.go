@@ -9,5 +9,6 @@
 // The package never starts anything, never logs, and never puts a setting's value
 // into an error, since any value may be a secret in the wrong place. The
 // composition root hands each component its own section; no component imports the
-// whole.
+// whole. What a client's key must be it asks package store, which holds keys of the
+// database to the same.
 package config

@@ -21,9 +21,8 @@ type override struct {
 }
 
 // overlay puts the settings of the environment over those of the file. It returns
-// the names of the variables that begin with SLUICE_ and are no setting: Kubernetes
-// makes such variables for a service that is called sluice.
-func overlay(root *node, s *spec, environ map[string]string, f *faults) (unknown []string) {
+// the variables that were meant to be settings, by their prefix, and are none.
+func overlay(root *node, s *spec, environ map[string]string, f *faults) (unknown []UnknownVariable) {
 	var overrides []override
 	for name, value := range environ {
 		rest, ok := strings.CutPrefix(name, envPrefix)
@@ -32,13 +31,15 @@ func overlay(root *node, s *spec, environ map[string]string, f *faults) (unknown
 		}
 		o, ok := resolve(root, s, rest)
 		if !ok {
-			unknown = append(unknown, name)
+			if !isForeign(rest, value) {
+				unknown = append(unknown, UnknownVariable{Name: name, Near: nearestVariable(root, s, rest)})
+			}
 			continue
 		}
 		o.name, o.value = name, value
 		overrides = append(overrides, o)
 	}
-	slices.Sort(unknown)
+	slices.SortFunc(unknown, func(a, b UnknownVariable) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(overrides, func(a, b override) int {
 		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.name, b.name))
 	})

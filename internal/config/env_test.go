@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,7 +121,7 @@ func TestOverrides(t *testing.T) {
 	require.Equal(t, "/ca", c.Queue.TLS.CAFile)
 	require.Equal(t, "/d", c.DataDir)
 	require.Equal(t, []string{"my-gpu", "openai"}, c.Routing.Order)
-	require.Equal(t, []string{"SLUICE_RATE_LIMIT"}, loaded.UnknownEnv)
+	require.Equal(t, []UnknownVariable{{Name: "SLUICE_RATE_LIMIT"}}, loaded.UnknownEnv)
 }
 
 func TestOverrideNames(t *testing.T) {
@@ -154,19 +155,54 @@ func TestOverrideNames(t *testing.T) {
 		problems(t, "providers: {a-b_c: {type: sim}, a_b-c: {type: sim}}", "SLUICE_PROVIDERS_A_B_C_TYPE=sim"))
 }
 
-func TestForeignVariablesAreListed(t *testing.T) {
+func TestVariablesThatAreNoSettingsAreListed(t *testing.T) {
 	t.Parallel()
-	foreign := []string{
-		"SLUICE_PORT=tcp://10.0.0.1:80", "SLUICE_PORT_80_TCP=tcp://10.0.0.1:80", "SLUICE_SERVICE_HOST=10.0.0.1",
-		"SLUICE_SERVICE_PORT=80", "SLUICE_SERVER_SERVICE_HOST=10.0.0.1", "SLUICE_SERVER_PORT=80", "SLUICE_PROVIDERS_TYPE=x",
-		"SLUICE_PROVIDERS__TYPE_=x", "SLUICE_AUTH_KEYS=x", "SLUICE_AUTH_KEYS_01_KEY=x", "SLUICE_AUTH_KEYS_-1_KEY=x", "SLUICE_SERVERADDRESS=x",
-		"SLUICE_=x", "SLUICE_SERVER=x", "SLUICE_SERVER_=x", "SLUICE_PROVIDERS=x",
+	near := map[string]string{
+		"SERVER_ADRESS":               "SERVER_ADDRESS",
+		"SERVERADDRESS":               "SERVER_ADDRESS",
+		"SERVER_TIMEOUTS":             "SERVER_TIMEOUT",
+		"QUEUE_EVENT_MAX_AGE":         "QUEUE_EVENTS_MAX_AGE",
+		"OBSERVABILTY_LOG_LEVEL":      "OBSERVABILITY_LOG_LEVEL",
+		"LOG_LEVEL":                   "OBSERVABILITY_LOG_LEVEL",
+		"CONFG":                       "CONFIG",
+		"AUTH_KEYS_3_TENNANT":         "AUTH_KEYS_3_TENANT",
+		"AUTH_KEYS_01_KEY":            "AUTH_KEYS_1_KEY",
+		"PROVIDERS_OPENAI_API_KY":     "PROVIDERS_OPENAI_API_KEY",
+		"PROVIDERS_OTHER_API_KY":      "PROVIDERS_OTHER_API_KEY",
+		"PROVIDERS_MY_GPU_MAXQUEUED":  "PROVIDERS_MY_GPU_MAX_QUEUED",
+		"PROVIDRES_MY_GPU_MAX_QUEUED": "PROVIDERS_MY_GPU_MAX_QUEUED",
+		"SERVER_PORT":                 "",
+		"NOTHING_OF_THE_KIND":         "",
+		"":                            "",
+		"SERVER_":                     "",
+		"PROVIDERS":                   "",
+		"AUTH_KEYS":                   "",
 	}
-	loaded, err := read("", foreign...)
+	var environ []string
+	for name := range near {
+		environ = append(environ, envPrefix+name+"=80")
+	}
+	loaded, err := read(openAI+"  my-gpu: {type: sim}\n", environ...)
+	require.NoError(t, err)
+	require.Len(t, loaded.UnknownEnv, len(near))
+	require.True(t, slices.IsSortedFunc(loaded.UnknownEnv, func(a, b UnknownVariable) int { return strings.Compare(a.Name, b.Name) }))
+	for _, u := range loaded.UnknownEnv {
+		want := near[strings.TrimPrefix(u.Name, envPrefix)]
+		require.Equal(t, want, strings.TrimPrefix(u.Near, envPrefix), u.Name)
+		require.Contains(t, u.String(), u.Name)
+		require.Equal(t, u.Near != "", strings.Contains(u.String(), "did you mean "+envPrefix), u.String())
+		require.NotContains(t, u.String(), "80", "no value is shown")
+	}
+}
+
+func TestVariablesOfOthersAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	loaded, err := read("", "OTHER=1", "SLUICE_CONFIG=x", "SLUICE_TEST_DATABASE_URL=x", "SLUICE_COVER_DIR=x", "SLUICE_E2E_OUTAGE=1m", "SLUICE_API_KEY=x",
+		"SLUICE_PORT=tcp://10.0.0.1:80", "SLUICE_PORT_80_TCP=tcp://10.0.0.1:80", "SLUICE_PORT_80_TCP_ADDR=10.0.0.1", "SLUICE_SERVICE_HOST=10.0.0.1",
+		"SLUICE_SERVICE_PORT=80", "SLUICE_SERVICE_PORT_HTTP=80", "SLUICE_SERVER_SERVICE_HOST=10.0.0.1", "SLUICE_SERVER_PORT=tcp://10.0.0.1:80")
 	require.NoError(t, err)
 	require.Equal(t, Default(), *loaded.Config)
-	require.Len(t, loaded.UnknownEnv, len(foreign))
-	require.IsIncreasing(t, loaded.UnknownEnv)
+	require.Empty(t, loaded.UnknownEnv)
 }
 
 func TestListElementsByIndex(t *testing.T) {

@@ -41,9 +41,9 @@ type Options struct {
 type Loaded struct {
 	Config *Config
 
-	// UnknownEnv are the names of variables that begin with SLUICE_ and are no setting,
-	// in order. They are worth a log line and no more: Kubernetes makes such variables.
-	UnknownEnv []string
+	// UnknownEnv are the variables that begin with SLUICE_ and are no setting, in the
+	// order of their names. Those that Kubernetes makes are not among them.
+	UnknownEnv []UnknownVariable
 }
 
 // Load reads the defaults, the file and the environment, each over the one before.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"sluice/store"
 )
 
 const (
@@ -45,6 +47,9 @@ func (v *validator) server() {
 		v.wrong("must not be empty; write host:port, such as 127.0.0.1:8080", "server", "address")
 	}
 	v.listenAddress(c.Server.Address, "server", "address")
+	if c.Server.BodyMemory < c.Server.MaxBodyBytes {
+		v.wrong("must not be less than server.max_body_bytes: such a body could never be taken", "server", "body_memory")
+	}
 	if c.Server.ResumeWindow > c.Queue.EventsMaxAge {
 		v.wrong("must not be longer than queue.events_max_age: older events cannot be replayed", "server", "resume_window")
 	}
@@ -105,22 +110,25 @@ func (v *validator) auth() {
 	for i, key := range v.config.Auth.Keys {
 		at := path{"auth", "keys"}.at(i)
 		switch {
-		case key.Name == "":
-			v.wrong("must not be empty: every key needs a name", at.with("name")...)
-		case names[key.Name]:
-			v.wrong("is the name of an earlier key; names are unique", at.with("name")...)
-		}
-		switch {
 		case len(key.Key) < minKeyLength:
 			v.wrong("must have 16 characters or more", at.with("key")...)
 		case keys[key.Key]:
 			v.wrong("is the same as an earlier key", at.with("key")...)
 		}
-		if key.Tenant == "" {
-			v.wrong("must not be empty; remove it for the tenant called default", at.with("tenant")...)
+		if names[key.Name] {
+			v.wrong("is the name of an earlier key; names are unique", at.with("name")...)
 		}
 		names[key.Name], keys[key.Key] = true, true
-		v.globs(key.Models, at.with("models"))
+		// What a key of the database must be, one of the file must be too.
+		for _, fault := range (store.Key{ID: key.Name, Name: key.Name, Tenant: key.Tenant, Models: key.Models}).Faults() {
+			where := at.with(fault.Field)
+			if fault.Model > 0 {
+				where = where.at(fault.Model - 1)
+			}
+			if fault.Field != "id" { // there is none in the file
+				v.wrong(fault.Problem, where...)
+			}
+		}
 	}
 }
 

@@ -71,7 +71,7 @@ func (a *Answerer) Body(ctx context.Context, j *inference.Job, bodyRef string, m
 	if bodyRef == "" {
 		return j.Body, nil
 	}
-	return a.conn.blobs.get(ctx, bodyRef, maxBytes)
+	return a.conn.FetchBlob(ctx, bodyRef, maxBytes)
 }
 
 // Events sends chunks to the job's ingress. It does not wait.
@@ -93,9 +93,12 @@ func (a *Answerer) Events(e *Events) error {
 	return nil
 }
 
+// TooLarge reports whether the end's body does not fit in a message.
+func TooLarge(e *End) bool { return len(e.Body) > inlineBytes }
+
 // StoreAnswer moves the body of an end that is too large for a message into a blob.
 func (a *Answerer) StoreAnswer(ctx context.Context, e *End) error {
-	if len(e.Body) <= inlineBytes {
+	if !TooLarge(e) {
 		return nil
 	}
 	ref := fmt.Sprintf("%s.%d.%d.answer", e.JobID, e.Run.Epoch, e.Run.Delivery)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -67,7 +68,7 @@ func (b *blobs) put(ctx context.Context, name string, body []byte) error {
 	return nil
 }
 
-func (b *blobs) get(ctx context.Context, name string, maxBytes int64) ([]byte, error) {
+func (b *blobs) get(ctx context.Context, name string, admit func(size int64) error) ([]byte, error) {
 	store, err := b.bucket()
 	if err != nil {
 		return nil, err
@@ -81,8 +82,8 @@ func (b *blobs) get(ctx context.Context, name string, maxBytes int64) ([]byte, e
 	if err != nil {
 		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
 	}
-	if info.Size > uint64(maxBytes) {
-		return nil, fmt.Errorf("fetch blob %s: %w", name, ErrBlobTooLarge)
+	if err := admit(int64(min(info.Size, math.MaxInt64))); err != nil {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
 	}
 	body := make([]byte, info.Size)
 	if _, err := io.ReadFull(obj, body); err != nil {
@@ -109,7 +110,18 @@ func (b *blobs) remove(ctx context.Context, name string) error {
 
 // FetchBlob returns the blob's bytes, at most maxBytes of them.
 func (c *Conn) FetchBlob(ctx context.Context, name string, maxBytes int64) ([]byte, error) {
-	return c.blobs.get(ctx, name, maxBytes)
+	return c.blobs.get(ctx, name, func(size int64) error {
+		if size > maxBytes {
+			return ErrBlobTooLarge
+		}
+		return nil
+	})
+}
+
+// FetchBlobWhen returns the blob's bytes once admit, which is told how many they are,
+// has let them into memory.
+func (c *Conn) FetchBlobWhen(ctx context.Context, name string, admit func(size int64) error) ([]byte, error) {
+	return c.blobs.get(ctx, name, admit)
 }
 
 // RemoveBlob removes a blob that nobody needs any more.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,6 +41,8 @@ type Conn struct {
 
 	mu          sync.Mutex
 	onReconnect []func()
+
+	goneAt atomic.Pointer[time.Time] // when the connection was lost; nil while there is one
 }
 
 // Bounds of the connection.
@@ -54,6 +57,7 @@ const (
 // error: the connection keeps trying, and Ready tells.
 func Connect(o Options) (*Conn, error) {
 	c := &Conn{limits: o.Limits, log: o.Logger}
+	c.gone()
 	opts := []nats.Option{
 		nats.Name(o.Name),
 		nats.MaxReconnects(-1),
@@ -67,6 +71,7 @@ func Connect(o Options) (*Conn, error) {
 		nats.ConnectHandler(func(*nats.Conn) { c.reconnected() }),
 		nats.ReconnectHandler(func(*nats.Conn) { c.reconnected() }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			c.gone()
 			if err != nil {
 				c.log.Warn("disconnected from nats", "error", err)
 			}
@@ -127,7 +132,13 @@ func (c *Conn) OnReconnect(fn func()) {
 	c.onReconnect = append(c.onReconnect, fn)
 }
 
+func (c *Conn) gone() {
+	now := time.Now()
+	c.goneAt.CompareAndSwap(nil, &now)
+}
+
 func (c *Conn) reconnected() {
+	c.goneAt.Store(nil)
 	c.log.Info("connected to nats")
 	c.mu.Lock()
 	fns := append([]func(){}, c.onReconnect...)
@@ -150,6 +161,16 @@ func (c *Conn) Ready(ctx context.Context) error {
 
 // Connected reports whether there is a connection at this moment.
 func (c *Conn) Connected() bool { return c.nc.IsConnected() }
+
+// DisconnectedFor returns for how long there has been no connection, zero while there
+// is one.
+func (c *Conn) DisconnectedFor() time.Duration {
+	at := c.goneAt.Load()
+	if at == nil || c.nc.IsConnected() {
+		return 0
+	}
+	return max(time.Since(*at), 1)
+}
 
 // Flush waits until the server has all that was published.
 func (c *Conn) Flush(ctx context.Context) error { return c.nc.FlushWithContext(ctx) }

@@ -197,7 +197,7 @@ func (s *stack) addIngress() {
 	d.ingress = ingress.New(ingress.Options{
 		ID: queue.NewProcessID(), Conn: d.conn, Keys: s.db, StaticKeys: o.static, Append: s.db.AppendUsage, Ping: s.db.Ping,
 		Providers: map[string]ingress.ProviderInfo{provider: {Models: o.models, MaxQueued: o.maxQueued}},
-		Timeout:   o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight,
+		Timeout:   o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight, BodyMemory: 512 << 20,
 		Metrics: ingress.NewMetrics(reg), MetricsHandler: observability.MetricsHandler(reg), Logger: s.log,
 	})
 	stop, err := d.ingress.Start()
