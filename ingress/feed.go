@@ -2,7 +2,6 @@ package ingress
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -16,6 +15,8 @@ const (
 
 	refillEvery = 100 * time.Millisecond
 	refillMost  = 10 * time.Second // without a new chunk, although there must be one
+
+	foreignAfter = 2 * time.Second // several times as long as a run's first chunks take to be kept
 )
 
 // feed is the way of one streamed answer to one client. Live chunks are pushed into
@@ -37,11 +38,11 @@ type feed struct {
 	end    *queue.End
 
 	// The reader's own.
-	timer *time.Timer
-	stuck time.Time // since when kept events are waited for in vain
-	whole bool      // the kept events were read up to their end
-	known bool      // there is something kept of the feed's run
-	other bool      // another run has ended the answer
+	timer   *time.Timer
+	stuck   time.Time // since when kept events are waited for in vain
+	whole   bool      // the kept events were read up to their end
+	known   bool      // there is something kept of the feed's run
+	otherAt time.Time // when first another run's were found
 }
 
 // keptEvents reads what is kept of a job's events, from the beginning onwards.
@@ -178,7 +179,7 @@ func (f *feed) take(ctx context.Context, wait time.Duration) (batch, error) {
 		case <-ctx.Done():
 			return batch{}, ctx.Err()
 		case <-timer.C:
-			if f.other && !f.known && f.silent() {
+			if f.foreign() {
 				return batch{}, errEventID()
 			}
 			return batch{}, nil
@@ -195,26 +196,24 @@ func (f *feed) fill(ctx context.Context) (b batch, more bool, err error) {
 		f.stuck = time.Now()
 	}
 	b, more, err = f.refill(ctx)
-	var refused *inference.Error
 	switch {
 	case len(b.Chunks) > 0 || more:
 		f.stuck = time.Time{}
 		return b, more, nil
 	case ctx.Err() != nil:
 		return batch{}, false, ctx.Err()
-	case errors.As(err, &refused):
-		return batch{}, false, refused
 	case !f.stuck.IsZero() && (f.whole || time.Since(f.stuck) > refillMost):
 		return batch{}, false, &inference.Error{Code: inference.CodeEventsLost, Message: "A part of the stream is no longer kept.", Err: err}
 	}
 	return batch{}, false, nil
 }
 
-// silent reports that no live chunk was ever heard of.
-func (f *feed) silent() bool {
+// foreign reports that the feed's run never was: there is something of another one,
+// also of a run that was fenced, and nothing of this one, neither kept nor live.
+func (f *feed) foreign() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.heard == 0
+	return !f.known && f.heard == 0 && !f.otherAt.IsZero() && time.Since(f.otherAt) > foreignAfter
 }
 
 // alarm sets the reader's one timer.
@@ -270,10 +269,9 @@ func (f *feed) refill(ctx context.Context) (b batch, more bool, err error) {
 	b = batch{Run: f.run, First: f.next}
 	for _, k := range blocks {
 		if k.Run != f.run {
-			if !f.known && len(k.Chunks) > 0 {
-				return batch{}, false, errEventID() // only one run's answer can have begun
+			if !f.known && f.otherAt.IsZero() {
+				f.otherAt = time.Now()
 			}
-			f.other = f.other || k.End != nil
 			continue
 		}
 		f.known = true

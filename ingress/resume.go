@@ -97,7 +97,7 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 		return nil, errQueueGone(err)
 	}
 	probe := s.conn.NewKeptReader(jobID)
-	blocks, err := lookUp(ctx, probe)
+	blocks, err := lookUp(ctx, probe, from.run)
 	if err != nil {
 		listener.Close()
 		return nil, &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The kept events cannot be read at the moment.", Retryable: true, Err: err}
@@ -107,6 +107,10 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 		listener.Close()
 		return nil, errNoEvents()
 	}
+	if endedWithout(blocks, from.run) {
+		listener.Close()
+		return nil, errEventID()
+	}
 	if len(blocks) > 0 {
 		begun := slices.IndexFunc(blocks, func(b queue.Block) bool { return len(b.Chunks) > 0 })
 		f.begin(blocks[max(begun, 0)].Run) // a run that was fenced before it began may stand before the one that counts
@@ -115,17 +119,20 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 	return &tailing{jobID: jobID, feed: f, listener: listener, deadline: time.Now().Add(s.opt.Timeout)}, nil
 }
 
-// A client can be back before the opening of its stream is kept.
+// A client can be back before what it has heard is kept.
 const (
 	openingEvery = 10 * time.Millisecond // the first pause; each other one is twice as long
 	openingMost  = 400 * time.Millisecond
 )
 
-// lookUp reads the first kept events, and a little later again while there are none.
-func lookUp(ctx context.Context, probe *queue.KeptReader) ([]queue.Block, error) {
+// lookUp reads the first kept events, and a little later again while there are none,
+// or only those of another run than the one that the client knows, ended already.
+func lookUp(ctx context.Context, probe *queue.KeptReader, run queue.Run) ([]queue.Block, error) {
+	var blocks []queue.Block
 	for wait := openingEvery; ; wait *= 2 {
-		blocks, err := probe.Next(ctx)
-		if _, found := probe.Found(); err != nil || found || wait > openingMost {
+		more, err := probe.Next(ctx)
+		blocks = append(blocks, more...)
+		if _, found := probe.Found(); err != nil || wait > openingMost || found && !endedWithout(blocks, run) {
 			return blocks, err
 		}
 		timer := time.NewTimer(wait)
@@ -136,6 +143,18 @@ func lookUp(ctx context.Context, probe *queue.KeptReader) ([]queue.Block, error)
 		case <-timer.C:
 		}
 	}
+}
+
+// endedWithout reports that the answer has ended, and that it was not this run's.
+func endedWithout(blocks []queue.Block, run queue.Run) bool {
+	ended := false
+	for _, b := range blocks {
+		if run == (queue.Run{}) || b.Run == run {
+			return false
+		}
+		ended = ended || b.End != nil
+	}
+	return ended
 }
 
 // tail sends events until the answer's end.

@@ -27,13 +27,14 @@ type Word interface {
 type Answerer struct {
 	conn   *Conn
 	worker string
+	events gatherers
 	subs   []*nats.Subscription
 }
 
 // NewAnswerer starts hearing what is said to the worker of this id, and to all
 // workers of the providers. Calls of word must not block.
 func (c *Conn) NewAnswerer(worker string, providers []string, word Word) (*Answerer, error) {
-	a := &Answerer{conn: c, worker: worker}
+	a := &Answerer{conn: c, worker: worker, events: gatherers{conn: c, worker: worker}}
 	hear := func(subject string, fn func([]string)) error {
 		sub, err := c.subscribe(subject, func(m *nats.Msg) {
 			ids, err := decodeIDs(m.Data)
@@ -59,8 +60,11 @@ func (c *Conn) NewAnswerer(worker string, providers []string, word Word) (*Answe
 	return a, nil
 }
 
-// Close stops hearing.
+// Close sends what is still to be sent, and stops hearing.
 func (a *Answerer) Close() {
+	if err := a.events.close(); err != nil {
+		a.conn.log.Warn("last events not sent", "error", err)
+	}
 	for _, sub := range a.subs {
 		_ = sub.Unsubscribe()
 	}
@@ -74,23 +78,30 @@ func (a *Answerer) Body(ctx context.Context, j *inference.Job, bodyRef string, m
 	return a.conn.FetchBlob(ctx, bodyRef, maxBytes)
 }
 
-// Events sends chunks to the job's ingress. It does not wait.
+// Events sends chunks to the job's ingress, perhaps together with those of other jobs.
+// It does not wait.
 func (a *Answerer) Events(e *Events) error {
-	data := e.encode()
-	if len(data) > inlineBytes+inlineBytes/2 && len(e.Chunks) > 1 {
+	size := 0
+	for _, c := range e.Chunks {
+		size += len(c)
+	}
+	if size > inlineBytes && len(e.Chunks) > 1 {
 		half := len(e.Chunks) / 2
 		first, second := *e, *e
 		first.Chunks, second.Chunks = e.Chunks[:half], e.Chunks[half:]
 		second.FirstSeq += uint64(half)
 		return errors.Join(a.Events(&first), a.Events(&second))
 	}
-	if len(data) > inlineBytes && int64(len(data)) > a.conn.nc.MaxPayload() { // the question takes the lock of the connection
-		return inference.Errorf(inference.CodeUpstreamTooLarge, "The provider sent a chunk of %d bytes, which is more than can be passed on.", len(data))
+	// What is pending beside the chunk is little; the question takes the lock of the connection.
+	if size > inlineBytes && int64(size+eventsOverhead) > a.conn.nc.MaxPayload() {
+		return inference.Errorf(inference.CodeUpstreamTooLarge, "The provider sent a chunk of %d bytes, which is more than can be passed on.", size)
 	}
-	if err := a.conn.nc.Publish(replySubject(whatEvents, e.JobID), data); err != nil {
-		return fmt.Errorf("send events of job %s: %w", e.JobID, err)
-	}
-	return nil
+	return a.events.with(IngressOf(e.JobID), func(g *gatherer) error {
+		if size <= gatherBytes {
+			return g.add(e)
+		}
+		return errors.Join(g.flush(), g.add(e)) // alone in its message
+	})
 }
 
 // TooLarge reports whether the end's body does not fit in a message.
@@ -112,6 +123,11 @@ func (a *Answerer) StoreAnswer(ctx context.Context, e *End) error {
 // End tells the job's ingress how the run ended. It does not wait: Settled tells
 // that the ingress has taken it, and until then the worker repeats it.
 func (a *Answerer) End(e *End) error {
+	if e.LastSeq > 0 {
+		if err := a.events.with(IngressOf(e.JobID), (*gatherer).flush); err != nil {
+			return fmt.Errorf("send end of job %s: %w", e.JobID, err)
+		}
+	}
 	if err := a.conn.nc.Publish(replySubject(whatEnd, e.JobID), e.encode()); err != nil {
 		return fmt.Errorf("send end of job %s: %w", e.JobID, err)
 	}

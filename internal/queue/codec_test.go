@@ -325,9 +325,10 @@ func FuzzFrames(f *testing.F) {
 	f.Add(byte(7), forged(0))
 	f.Add(byte(0), forged(6))
 	f.Add(byte(4), forged(0))
+	f.Add(byte(8), gathered(fullEvents(), fullEvents()))
 	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
 		const most = 1 << 16
-		switch kind % 8 {
+		switch kind % 9 {
 		case 0:
 			if e, err := decodeEvents("j", data); err == nil {
 				again, err := decodeEvents("j", e.encode())
@@ -372,8 +373,28 @@ func FuzzFrames(f *testing.F) {
 				again, err := decodeRecords(encodeRecords(rs))
 				requireSame(t, rs, again, err)
 			}
+		case 8:
+			var list []*Events
+			err := eachItem(data, func(jobID string, item []byte) error {
+				e, err := decodeEvents(jobID, item)
+				list = append(list, e)
+				return err
+			})
+			if err != nil {
+				return
+			}
+			n := 0
+			err = eachItem(gathered(list...), func(jobID string, item []byte) error {
+				e, err := decodeEvents(jobID, item)
+				requireSame(t, list[n], e, err)
+				n++
+				return nil
+			})
+			if err != nil || n != len(list) {
+				t.Fatalf("%d of %d came back: %v", n, len(list), err)
+			}
 		default:
-			b, err := decodeBlock("j", blockHeader(kind%8 == 6), data, most)
+			b, err := decodeBlock("j", blockHeader(kind%9 == 6), data, most)
 			if err != nil {
 				return
 			}

@@ -42,6 +42,7 @@ type Conn struct {
 	mu          sync.Mutex
 	onReconnect []func()
 
+	hubs   hubs
 	goneAt atomic.Pointer[time.Time] // when the connection was lost; nil while there is one
 }
 

@@ -151,7 +151,7 @@ func (d *Dispatcher) Settle(worker string, jobIDs []string) error {
 	return nil
 }
 
-// heard takes apart rep.<ingress>.<what>.<job>[.<epoch>].
+// heard takes apart rep.<ingress>.<what>.<job>[.<epoch>], or .<worker> for events.
 func (d *Dispatcher) heard(m *nats.Msg) {
 	d.hearing.Lock()
 	defer d.hearing.Unlock()
@@ -168,10 +168,13 @@ func (d *Dispatcher) heard(m *nats.Msg) {
 		seq, perr := parsePubAck(m)
 		d.replies.Published(jobID, n, seq, perr)
 	case whatEvents:
-		var e *Events
-		if e, err = decodeEvents(jobID, m.Data); err == nil {
-			d.replies.Events(e)
-		}
+		err = eachItem(m.Data, func(jobID string, item []byte) error {
+			e, err := decodeEvents(jobID, item)
+			if err == nil {
+				d.replies.Events(e)
+			}
+			return err
+		})
 	case whatEnd:
 		var e *End
 		if e, err = decodeEnd(jobID, m.Data); err == nil {
@@ -191,7 +194,7 @@ func (d *Dispatcher) heard(m *nats.Msg) {
 		d.replies.Attached(jobID)
 	}
 	if err != nil {
-		d.conn.log.Warn("message to ingress dropped", "what", what, "job_id", jobID, "error", err)
+		d.conn.log.Warn("message to ingress dropped", "subject", m.Subject, "error", err)
 	}
 }
 

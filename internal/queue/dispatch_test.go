@@ -355,7 +355,7 @@ func TestConnTellsItsState(t *testing.T) {
 	require.Error(t, d.Open(j))
 	require.Error(t, d.Cancel(t.Context(), j.ID, testProvider, 1))
 	require.Error(t, d.Settle("w", nil))
-	a := &Answerer{conn: c}
+	a := &Answerer{conn: c, events: gatherers{conn: c}}
 	require.Error(t, a.End(fullEnd()))
 	require.Error(t, a.Events(fullEvents()))
 	require.Error(t, a.Hold([]HeldJob{{j.ID, Run{}}}))

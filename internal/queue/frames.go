@@ -111,7 +111,14 @@ func (e *Events) encode() []byte {
 	for _, c := range e.Chunks {
 		size += len(c) + 4
 	}
-	w := newFrame(size)
+	w := &writer{b: make([]byte, 0, size)}
+	e.append(w)
+	return w.b
+}
+
+// append writes the frame behind what w has.
+func (e *Events) append(w *writer) {
+	w.b = append(w.b, frameVersion)
 	w.run(e.Run)
 	w.str(e.Worker)
 	w.uint(e.FirstSeq)
@@ -121,7 +128,6 @@ func (e *Events) encode() []byte {
 	for _, c := range e.Chunks {
 		w.bytes(c)
 	}
-	return w.b
 }
 
 func decodeEvents(jobID string, b []byte) (*Events, error) {

@@ -51,8 +51,14 @@ func validName(name string) bool {
 	return name != "" && len(name) <= maxName && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-") == ""
 }
 
+// Watcher hears what workers announce.
+type Watcher struct{ sub *nats.Subscription }
+
+// Close stops hearing.
+func (w *Watcher) Close() { _ = w.sub.Unsubscribe() } // it fails only when the connection is closed
+
 // Watch hears what workers announce. fn comes from one goroutine and must not block.
-func (c *Conn) Watch(fn func(Presence)) (*Listener, error) {
+func (c *Conn) Watch(fn func(Presence)) (*Watcher, error) {
 	sub, err := c.subscribe(presenceSubject, func(m *nats.Msg) {
 		var p Presence
 		if len(m.Data) > maxPresence || json.Unmarshal(m.Data, &p) != nil || p.Worker == "" {
@@ -65,5 +71,5 @@ func (c *Conn) Watch(fn func(Presence)) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{sub: sub}, nil
+	return &Watcher{sub: sub}, nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/nats-io/nats.go"
 )
@@ -101,33 +100,6 @@ func (k *KeptReader) block(m *nats.Msg) (*Block, error) {
 	// A block is cut at blockBytes, unless one chunk, which fits in a message, is larger.
 	return decodeBlock(k.jobID, m.Header, m.Data, blockBytes+int(k.conn.nc.MaxPayload()))
 }
-
-// Listener hears a job's live events, on whichever ingress it was accepted.
-type Listener struct{ sub *nats.Subscription }
-
-// Listen starts hearing the job's events and ends. Calls come from one goroutine and
-// must not block.
-func (c *Conn) Listen(jobID string, events func(*Events), end func(*End)) (*Listener, error) {
-	sub, err := c.subscribe(replySubject("*", jobID), func(m *nats.Msg) {
-		switch {
-		case strings.Contains(m.Subject, "."+whatEvents+"."):
-			if e, err := decodeEvents(jobID, m.Data); err == nil {
-				events(e)
-			}
-		case strings.Contains(m.Subject, "."+whatEnd+"."):
-			if e, err := decodeEnd(jobID, m.Data); err == nil {
-				end(e)
-			}
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return &Listener{sub: sub}, nil
-}
-
-// Close stops hearing.
-func (l *Listener) Close() { _ = l.sub.Unsubscribe() }
 
 // Attach tells the job's ingress that a client reads the job's events here, so that
 // it goes on with the job although its own client is gone.

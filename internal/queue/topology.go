@@ -55,6 +55,11 @@ func replySubject(what, jobID string) string {
 	return "rep." + IngressOf(jobID) + "." + what + "." + jobID
 }
 
+// eventsReply is where a worker's chunks of all of an ingress's streams go.
+func eventsReply(ingress, worker string) string {
+	return "rep." + ingress + "." + whatEvents + "." + worker
+}
+
 func beatSubject(ingress string) string { return "rep." + ingress + "." + whatBeat + ".all" }
 
 // An ingress id is 8 characters, a job id begins with its ingress's and is 26 long:

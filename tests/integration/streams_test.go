@@ -178,7 +178,7 @@ func TestResumeRefusals(t *testing.T) {
 		"no job id":        {"*", "0-1-1", s.secret, 404, "not_found"},
 		"not streamed":     {plain, "", s.secret, 404, "not_found"},
 		"without a key":    {job, last, "", 401, "invalid_api_key"},
-		"behind the end":   {job, "0-1-4000", s.secret, 204, ""},
+		"behind the end":   {job, "0-1-4000", s.secret, 400, "invalid_request"},
 		"after everything": {job, last, s.secret, 204, ""},
 	} {
 		a := s.do(0, http.MethodGet, chatPath+"/"+c.job+"/events", "", "Last-Event-ID", c.id, "Authorization", "Bearer "+c.secret)
