@@ -25,6 +25,7 @@ type flight struct {
 	run      queue.Run // the run that counts; zero until one is heard of
 	held     bool      // a worker has said that it works on the run
 	heardAt  time.Time // the last word about the run
+	lost     bool      // no more is expected of whoever held it
 	lostRuns int
 	begun    bool // a chunk of the run has come: no other run can take over
 	first    firstChunk
@@ -109,6 +110,9 @@ func (f *flight) claim(run queue.Run, now time.Time) (v queue.Verdict, lost *inf
 		return queue.VerdictWait, nil // until its row is safe: the flight is gone then
 	case run.Epoch < f.run.Epoch:
 		return queue.VerdictDrop, nil // a later message stands for the job
+	case f.held && run == f.run:
+		f.heardAt = now
+		return queue.VerdictRun, nil // its worker was frozen or cut off, and nobody took over
 	case !f.run.Before(run):
 		return queue.VerdictWait, nil // the same message is in another worker's hands
 	case f.held && now.Sub(f.heardAt) < aliveFor:
@@ -147,6 +151,13 @@ func (f *flight) finish(e *queue.End, outcome inference.Outcome) bool {
 	e.Attempts += f.lostRuns
 	f.dropBody()
 	return true
+}
+
+// supersedes reports whether the end is of another run than the one in hand.
+func (f *flight) supersedes(e *queue.End) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return e.Run != f.run && f.held
 }
 
 // dropBody lets go of the request's body: it is not published from here any more. The

@@ -89,7 +89,9 @@ func TestFlightClaims(t *testing.T) {
 		"the last one is silent":  {func(f *flight) { f.holds(epoch0run1, t0) }, epoch0run2, silent, queue.VerdictRun, false, 1},
 		"a later epoch has it":    {func(f *flight) { f.holds(epoch1run1, t0) }, epoch0run2, silent, queue.VerdictDrop, false, 0},
 		"a later delivery has it": {func(f *flight) { f.holds(epoch0run2, t0) }, epoch0run1, silent, queue.VerdictWait, false, 0},
-		"the same run again":      {func(f *flight) { f.holds(epoch0run2, t0) }, epoch0run2, silent, queue.VerdictWait, false, 0},
+		"the same run again":      {func(f *flight) { f.holds(epoch0run2, t0) }, epoch0run2, silent, queue.VerdictRun, false, 0},
+		"the same run, begun":     {func(f *flight) { f.events(eventsOf(epoch0run2), t0) }, epoch0run2, silent, queue.VerdictRun, false, 0},
+		"a run that never began":  {func(*flight) {}, queue.Run{}, silent, queue.VerdictWait, false, 0},
 		"its answer began":        {func(f *flight) { f.events(eventsOf(epoch0run1), t0) }, epoch0run2, silent, queue.VerdictWait, true, 0},
 		"its answer goes on":      {func(f *flight) { f.events(eventsOf(epoch0run1), t0) }, epoch0run2, alive, queue.VerdictWait, false, 0},
 		"too many were lost": {func(f *flight) {

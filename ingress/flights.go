@@ -243,6 +243,9 @@ func (fs *flights) Ended(e *queue.End) {
 	}
 	if f.finish(e, outcomeOf(e.Err)) {
 		fs.account(f, e)
+		if f.supersedes(e) {
+			fs.side.Go(func() { fs.cancel(f) }) // another worker is at it still, in vain
+		}
 		return
 	}
 	f.mu.Lock()
@@ -325,6 +328,7 @@ func (fs *flights) Attached(jobID string) {
 func (fs *flights) end(f *flight, err *inference.Error) {
 	f.mu.Lock()
 	e := &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err, Attempts: 1}
+	f.lost = true
 	f.mu.Unlock()
 	if !f.finish(e, outcomeOf(err)) {
 		return
@@ -354,12 +358,12 @@ func (fs *flights) leave(f *flight, outcome inference.Outcome, err *inference.Er
 }
 
 // cancel tells the workers, and takes the job out of its queue unless one of them has
-// it: that one acknowledges it when the call is over, so that its place is not given
-// to another call before.
+// it: that one acknowledges it when the call is over and accounted for, so that its
+// place is not given to another call before.
 func (fs *flights) cancel(f *flight) {
 	f.mu.Lock()
 	seq, provider := f.place.seq, f.job.Candidate().Provider
-	if f.held && !f.ended {
+	if f.held && !f.lost {
 		seq = 0
 	}
 	f.mu.Unlock()

@@ -134,6 +134,23 @@ func TestAJobWhoseWorkerIsLostGoesToAnother(t *testing.T) {
 	require.Equal(t, queue.VerdictDrop, v)
 }
 
+// The first worker was only slow and has the whole answer after all. The second one's
+// call is not paid for any longer.
+func TestALateAnswerEndsTheRunThatReplacedIt(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.work()
+	c := r.chat(plainRequest)
+	k := r.take()
+	v, err := r.answer.Claim(t.Context(), queue.Claim{JobID: k.job.ID, Run: queue.Run{Delivery: 2}, Worker: "worker02"})
+	require.NoError(t, err)
+	require.Equal(t, queue.VerdictRun, v)
+	k.succeed("{}")
+	resp, _ := c.whole()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	require.Equal(t, k.job.ID, next(t, r.cancelled))
+}
+
 func TestAStreamWhoseWorkerIsLostEndsWithAnError(t *testing.T) {
 	t.Parallel()
 	r := setup(t)

@@ -239,6 +239,7 @@ func (f *flight) unconfirmed(now, connectedAt time.Time, silent time.Duration) n
 func (fs *flights) closeUnheard(f *flight) {
 	f.mu.Lock()
 	e, outcome := *f.end, f.outcome
+	f.lost = true
 	f.mu.Unlock()
 	if !f.finish(&e, outcome) {
 		return

@@ -4,7 +4,8 @@
 // A worker is stateless and reaches outwards only: to NATS and to its providers. It
 // never touches a database or a client. One job's way through the package:
 //
-//	pool.go     a provider's slots: take a delivery, judge whether to run it
+//	pool.go     a provider's slots: take a delivery and see it through
+//	judge.go    of a job that others may have: ask whether to run it, or to go on
 //	execute.go  call the provider, with retries, and pass its chunks on
 //	settle.go   hand over the end and acknowledge the job once it is accounted for
 //

@@ -21,6 +21,7 @@ type held struct {
 	cancel   context.CancelCauseFunc
 	settled  chan struct{} // closed when the ingress has taken the end
 	told     bool          // the ingress has been told that it is held here
+	doubted  bool          // it may have been given to another worker meanwhile
 }
 
 // holdings are the jobs that a worker holds, and the ones cancelled of late: a
@@ -92,13 +93,35 @@ func (h *holdings) list(all bool) []queue.HeldJob {
 	return jobs
 }
 
-// progress keeps the held jobs from being given to another worker.
-func (h *holdings) progress() {
+// progress keeps the held jobs from being given to another worker. It returns those
+// that are in doubt: of these the ingress is to be asked first.
+func (h *holdings) progress() (doubted []*held) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, j := range h.jobs {
+		if j.doubted {
+			doubted = append(doubted, j)
+			continue
+		}
 		j.delivery.Progress()
 	}
+	return doubted
+}
+
+// doubt marks all that is held now as perhaps given to another worker.
+func (h *holdings) doubt() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, j := range h.jobs {
+		j.doubted = true
+	}
+}
+
+// trust takes a job out of doubt.
+func (h *holdings) trust(j *held) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	j.doubted = false
 }
 
 // Settled implements queue.Word.

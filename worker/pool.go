@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,11 +22,29 @@ type pool struct {
 	inFlight atomic.Int64
 	ended    atomic.Int64
 	models   atomic.Pointer[[]string]
+	stale    atomic.Bool // its stream has to be made, or made again
 
 	mu      sync.Mutex
 	puller  *queue.Puller
 	stopped bool
 	rate    rate
+}
+
+// ensure makes the provider's stream and consumer and takes jobs from them.
+func (p *pool) ensure(ctx, work context.Context) error {
+	if _, err := p.worker.conn.EnsureQueue(ctx, p.member.Name, p.member.MaxQueued); err != nil {
+		return err
+	}
+	if err := p.worker.conn.EnsureConsumer(ctx, p.member.Name, p.member.Concurrency); err != nil {
+		return err
+	}
+	return p.start(ctx, work)
+}
+
+// lost has the provider's stream made again.
+func (p *pool) lost() {
+	p.stale.Store(true)
+	p.worker.wakeBuilder()
 }
 
 // start begins to take jobs, or asks for them again after the server forgot.
@@ -41,7 +58,7 @@ func (p *pool) start(ctx, work context.Context) error {
 		p.puller.Reset()
 		return nil
 	}
-	puller, err := p.worker.conn.NewPuller(p.member.Name, inference.LaneInteractive, p.member.Slots, func(d *queue.Delivery) { p.take(work, d) }, p.worker.needRebuild)
+	puller, err := p.worker.conn.NewPuller(p.member.Name, inference.LaneInteractive, p.member.Slots, func(d *queue.Delivery) { p.take(work, d) }, p.lost)
 	if err != nil {
 		return err
 	}
@@ -78,58 +95,6 @@ func (p *pool) presence() queue.ProviderPresence {
 		pp.Models = *m
 	}
 	return pp
-}
-
-// Models are asked for again now and then: an upstream may have been given new ones.
-const (
-	modelsRefresh = time.Minute
-	modelsRetry   = 5 * time.Second
-)
-
-func (p *pool) watchModels(ctx context.Context) {
-	for {
-		wait := modelsRefresh
-		caps, err := p.member.Provider.Capabilities(ctx)
-		if err != nil {
-			wait = modelsRetry
-			p.worker.log.Warn("models of provider not known", "provider", p.member.Name, "error", err)
-		} else {
-			p.models.Store(&caps.Models)
-			p.worker.announce(false)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
-	}
-}
-
-// rate turns a count that only grows into a moving average of its growth.
-type rate struct {
-	count int64
-	at    time.Time
-	avg   float64
-}
-
-const rateWeight = 0.3 // of the newest second
-
-func (r *rate) of(count int64, now time.Time) float64 {
-	seconds := now.Sub(r.at).Seconds()
-	if r.at.IsZero() || seconds < 0.5 {
-		if r.at.IsZero() {
-			r.count, r.at = count, now
-		}
-		return r.avg
-	}
-	latest := float64(count-r.count) / seconds
-	if r.avg == 0 {
-		r.avg = latest
-	} else {
-		r.avg += rateWeight * (latest - r.avg)
-	}
-	r.count, r.at = count, now
-	return r.avg
 }
 
 // slotIdle is how long a goroutine waits for its next job. Reusing it spares each job
@@ -215,88 +180,37 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, release func()) {
 	p.settle(work, r, end)
 }
 
-// maxOrphanDeliveries bounds how often a job is tried whose ingress is gone and
-// cannot judge.
-const maxOrphanDeliveries = 5
-
-// mayRunAgain asks the ingress whether a job that was handed out or published before is
-// still wanted, and disposes of it if not.
-func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
-	p.metrics.redeliveries.Inc()
-	verdict, err := p.worker.answer.Claim(work, queue.Claim{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID})
-	switch {
-	case errors.Is(err, queue.ErrNoIngress):
-		return p.mayRunOrphan(work, job, bodyRef, h)
-	case err != nil:
-		p.worker.log.Warn("claim not judged", "job_id", job.ID, "error", err)
-		h.delivery.Nak(time.Second)
-		return false
-	}
-	switch verdict {
-	case queue.VerdictRun:
-		return true
-	case queue.VerdictDrop:
-		h.delivery.Ack()
-	default:
-		h.delivery.Nak(time.Second)
-	}
-	return false
-}
-
-// mayRunOrphan decides about a job whose ingress does not answer. The ingress may
-// only be cut off, so the job waits for it a few times. After that a plain call has
-// nobody to take its answer; a streamed one may still be read through another
-// ingress, unless its answer had begun: then it ends with an error, for its
-// continuation would be another text.
-func (p *pool) mayRunOrphan(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
-	if h.run.Delivery < maxOrphanDeliveries {
-		h.delivery.Nak(time.Second)
-		return false
-	}
-	lost := inference.Errorf(inference.CodeWorkerLost, "The worker was lost while it answered.")
-	end := &queue.End{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID, Provider: p.member.Name, Attempts: job.Attempts + 1, Err: lost}
-	if job.Stream {
-		last, err := p.lastKept(work, job.ID)
-		switch {
-		case err != nil:
-			h.delivery.Nak(time.Second)
-			return false
-		case last == nil && h.run.Delivery < 2*maxOrphanDeliveries:
-			return true
-		case last == nil:
-		case last.End != nil:
-			end = last.End // it was answered to its end, and only its account is missing
-		default:
-			end.Run, end.LastSeq = last.Run, last.FirstSeq+uint64(len(last.Chunks))-1
-			r := p.worker.conn.NewRecorder(job, last.Run, end.LastSeq+1)
-			if err := r.Finish(work, end); err != nil {
-				p.worker.log.Warn("end of a lost stream not kept", "job_id", job.ID, "error", err)
-			}
-		}
-	}
-	p.abandon(work, &execution{pool: p, job: job, bodyRef: bodyRef, held: h}, end)
-	return false
-}
-
-// lastKept returns the last block that is kept of the job's answer, nil if none is.
-func (p *pool) lastKept(ctx context.Context, jobID string) (*queue.Block, error) {
-	var last *queue.Block
-	for kept := p.worker.conn.NewKeptReader(jobID); ; {
-		blocks, err := kept.Next(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if len(blocks) == 0 {
-			return last, nil
-		}
-		last = &blocks[len(blocks)-1]
-	}
-}
-
 func (p *pool) bury(work context.Context, d *queue.Delivery, reason string) {
 	ctx, cancel := context.WithTimeout(work, 5*time.Second)
 	defer cancel()
 	if err := d.Bury(ctx, p.member.Name, reason); err != nil {
 		p.worker.log.Error("dead letter not kept; the job stays queued", "provider", p.member.Name, "error", err)
 	}
+}
+
+// rate turns a count that only grows into a moving average of its growth.
+type rate struct {
+	count int64
+	at    time.Time
+	avg   float64
+}
+
+const rateWeight = 0.3 // of the newest second
+
+func (r *rate) of(count int64, now time.Time) float64 {
+	seconds := now.Sub(r.at).Seconds()
+	if r.at.IsZero() || seconds < 0.5 {
+		if r.at.IsZero() {
+			r.count, r.at = count, now
+		}
+		return r.avg
+	}
+	latest := float64(count-r.count) / seconds
+	if r.avg == 0 {
+		r.avg = latest
+	} else {
+		r.avg += rateWeight * (latest - r.avg)
+	}
+	r.count, r.at = count, now
+	return r.avg
 }

@@ -26,6 +26,10 @@ func (p *pool) settle(work context.Context, x *execution, end *queue.End) {
 		h.delivery.Nak(0) // nothing of it was shown: another worker takes over unseen
 		return
 	}
+	if !p.wanted(work, end) {
+		h.delivery.Ack()
+		return
+	}
 	p.store(work, end)
 	if err := p.worker.answer.End(end); err != nil {
 		p.worker.log.Warn("end not sent", "job_id", end.JobID, "error", err)
@@ -57,6 +61,22 @@ func (p *pool) settle(work context.Context, x *execution, end *queue.End) {
 			p.worker.log.Warn("end not sent", "job_id", end.JobID, "error", err)
 		}
 	}
+}
+
+// wanted asks, before a large answer is stored, whether the job is still open: one that
+// was answered by another run, or given up, would leave an object that nobody fetches
+// and nobody removes. The bound of what is stored is shared by all.
+func (p *pool) wanted(work context.Context, end *queue.End) bool {
+	if !queue.TooLarge(end) {
+		return true
+	}
+	claim := queue.Claim{JobID: end.JobID, Run: end.Run, Worker: p.worker.opt.ID}
+	verdict, err := p.worker.answer.Claim(context.WithoutCancel(work), claim)
+	if err != nil || verdict != queue.VerdictDrop {
+		return true
+	}
+	p.worker.log.Info("large answer dropped: the job is accounted for without it", "job_id", end.JobID)
+	return false
 }
 
 // store moves a large body out of the end. If that fails the end becomes an error:

@@ -61,7 +61,7 @@ func New(o Options) *Worker {
 	return w
 }
 
-// Ready is closed once the worker takes jobs.
+// Ready is closed once the worker takes jobs of any provider. Serves tells of which.
 func (w *Worker) Ready() <-chan struct{} { return w.ready }
 
 // A worker tells every second what it serves and all that it holds, and of a job
@@ -137,51 +137,75 @@ func (w *Worker) drain(abort context.CancelCauseFunc) {
 	}
 }
 
+// streamsRetry is the pause before streams that could not be made are tried again.
+const streamsRetry = 500 * time.Millisecond
+
 // keepStreams makes sure that the server has the worker's streams and consumers: at
 // the start, after each reconnect (a server with memory storage forgets them), and
 // when a pull finds none.
 func (w *Worker) keepStreams(ctx, work context.Context) {
+	var said complaint
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.rebuild:
 		}
-		for ctx.Err() == nil {
+		for {
 			err := w.ensure(ctx, work)
+			if ctx.Err() != nil {
+				return
+			}
 			if err == nil {
+				if said.over() {
+					w.log.Info("queue is ready")
+				}
 				break
 			}
-			w.log.Warn("queue is not ready", "error", err)
+			if said.news(err.Error()) {
+				w.log.Warn("queue is not ready", "error", err)
+			}
 			select {
 			case <-ctx.Done():
-			case <-time.After(500 * time.Millisecond):
+				return
+			case <-w.rebuild: // what has to be made is marked; it is made without the pause
+			case <-time.After(streamsRetry):
 			}
 		}
 	}
 }
 
+// ensure makes what is missing of the worker's streams and starts their pools. A
+// provider whose stream cannot be made does not keep the others from serving.
 func (w *Worker) ensure(ctx, work context.Context) error {
 	if err := w.conn.EnsureShared(ctx); err != nil {
 		return err
 	}
+	var errs []error
 	for _, p := range w.pools {
-		if _, err := w.conn.EnsureQueue(ctx, p.member.Name, p.member.MaxQueued); err != nil {
-			return err
-		}
-		if err := w.conn.EnsureConsumer(ctx, p.member.Name, p.member.Concurrency); err != nil {
-			return err
-		}
-		if err := p.start(ctx, work); err != nil {
-			return err
+		if p.stale.CompareAndSwap(true, false) { // before the work: what is lost meanwhile counts
+			if err := p.ensure(ctx, work); err != nil {
+				p.stale.Store(true)
+				errs = append(errs, fmt.Errorf("provider %s: %w", p.member.Name, err))
+			}
 		}
 	}
 	w.announce(false)
-	w.readyOnce.Do(func() { close(w.ready) })
-	return nil
+	if len(w.Serves()) > 0 {
+		w.readyOnce.Do(func() { close(w.ready) })
+	}
+	return errors.Join(errs...)
 }
 
+// needRebuild has the streams of all providers made again.
 func (w *Worker) needRebuild() {
+	for _, p := range w.pools {
+		p.stale.Store(true)
+	}
+	w.wakeBuilder()
+}
+
+func (w *Worker) wakeBuilder() {
 	select {
 	case w.rebuild <- struct{}{}:
 	default:
@@ -189,8 +213,17 @@ func (w *Worker) needRebuild() {
 }
 
 func (w *Worker) keepBeating(ctx context.Context) {
+	var asks sync.WaitGroup
+	defer asks.Wait()
+	ask := func(jobs []*held) {
+		for _, j := range jobs {
+			asks.Go(func() { w.askAgain(ctx, j) })
+		}
+	}
 	tick := time.NewTicker(firstBeat)
 	defer tick.Stop()
+	now := time.Now()
+	beats := pulse{limit: w.opt.AckWait * 2 / 3, at: now, wall: now.Round(0)} // the last word of progress may be a third older
 	const full = int(beat / firstBeat)
 	progress := full * max(1, int(w.opt.AckWait/(3*beat)))
 	for n := 1; ; n++ {
@@ -198,6 +231,7 @@ func (w *Worker) keepBeating(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			now = time.Now()
 		}
 		if err := w.answer.Hold(w.hold.list(n%full == 0)); err != nil {
 			w.log.Warn("beat not sent", "error", err)
@@ -206,8 +240,11 @@ func (w *Worker) keepBeating(ctx context.Context) {
 			w.announce(false)
 			w.hold.forget()
 		}
-		if n%progress == 0 {
-			w.hold.progress()
+		if beats.missed(now, now.Round(0), w.conn.Connected()) {
+			w.hold.doubt()
+			ask(w.hold.progress())
+		} else if n%progress == 0 {
+			ask(w.hold.progress())
 		}
 	}
 }

@@ -3,6 +3,7 @@ package inference
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -41,7 +42,7 @@ const (
 // Error is the one error that crosses package and process borders.
 type Error struct {
 	Code    ErrorCode
-	Message string // safe to show to the client: no secret, no address, no prompt
+	Message string // for the client alone, and safe for it: no secret, no address; never logged
 	Param   string // the request's field at fault, if one is
 
 	// Retryable says that the same call may succeed when made again.
@@ -66,11 +67,17 @@ func Errorf(code ErrorCode, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
+// Error is for logs. It leaves the message out, which may quote an upstream that
+// quotes the client's prompt.
 func (e *Error) Error() string {
-	if e.Err != nil {
-		return string(e.Code) + ": " + e.Message + ": " + e.Err.Error()
+	s := string(e.Code)
+	if e.Status != 0 {
+		s += " (status " + strconv.Itoa(e.Status) + ")"
 	}
-	return string(e.Code) + ": " + e.Message
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
 }
 
 func (e *Error) Unwrap() error { return e.Err }

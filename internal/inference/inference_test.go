@@ -11,11 +11,12 @@ import (
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	e := Errorf(CodeQueueFull, "%d are waiting", 3)
-	require.Equal(t, "queue_full: 3 are waiting", e.Error())
+	require.Equal(t, "queue_full", e.Error(), "a message may quote the prompt")
 	require.NoError(t, e.Unwrap())
 	cause := errors.New("cause")
 	e.Err = cause
-	require.Equal(t, "queue_full: 3 are waiting: cause", e.Error())
+	e.Status = 503
+	require.Equal(t, "queue_full (status 503): cause", e.Error())
 	require.ErrorIs(t, e, cause)
 	require.Same(t, e, AsError(fmt.Errorf("publish: %w", e)))
 

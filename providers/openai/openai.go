@@ -37,13 +37,28 @@ const (
 const (
 	dialTimeout       = 5 * time.Second
 	handshakeTimeout  = 10 * time.Second
-	idleConnTimeout   = 90 * time.Second
 	idleConnsPerHost  = 512 // more than one worker's concurrency: a call never waits for a handshake
 	socketBufferBytes = 4 << 10
 	maxHeadBytes      = 64 << 10
 	modelsTimeout     = 10 * time.Second
 	maxModelsBytes    = 4 << 20
 	maxModels         = 10_000
+)
+
+// An idle connection is given up before the upstream does so. A request that crosses
+// its farewell on the way is lost, and nobody can tell whether it was taken up, so the
+// transport must not send it again. Servers of models close after 5 seconds as a rule
+// (uvicorn and Node do), front ends of public services after 60 or more.
+const (
+	idlePlain  = 4 * time.Second
+	idleSecure = 50 * time.Second
+)
+
+// A connection of HTTP/2 carries all calls. One that has died without a word would hold
+// each of them for its whole timeout, so it is asked after when it falls silent.
+const (
+	pingAfter   = 30 * time.Second
+	pingTimeout = 15 * time.Second
 )
 
 // Options is one upstream's configuration.
@@ -150,14 +165,19 @@ func parseBase(text string) (*url.URL, error) {
 // call's context bounds it.
 func newTransport(secure bool) *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
+	idle := idlePlain
+	if secure {
+		idle = idleSecure
+	}
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    handshakeTimeout,
 		MaxIdleConnsPerHost:    idleConnsPerHost,
-		IdleConnTimeout:        idleConnTimeout,
+		IdleConnTimeout:        idle,
 		MaxResponseHeaderBytes: maxHeadBytes,
 		ForceAttemptHTTP2:      secure,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		DisableCompression:     true, // answers pass through; to unpack them would be work for nothing
 		ReadBufferSize:         socketBufferBytes,
 		WriteBufferSize:        socketBufferBytes,

@@ -20,17 +20,11 @@ const (
 
 var errTooLarge = errors.New("answer exceeds the configured size")
 
-// payload is a request body that the transport may rewind and that never refers to
-// anybody else's reader.
-type payload struct{ bytes.Reader }
-
-func (*payload) Close() error { return nil }
-
-func newPayload(body []byte) *payload {
-	p := new(payload)
-	p.Reset(body)
-	return p
-}
+// newPayload returns a request body. The transport knows its type for one that never
+// blocks, and so sends the head and a small body in one piece: in two, a connection
+// that the upstream has closed would fail between them, when it is too late to send
+// the request again elsewhere without asking.
+func newPayload(body []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(body)) }
 
 func (p *Provider) chatRequest(call providers.Call, body []byte, accept []string) *http.Request {
 	req := p.newRequest(http.MethodPost, p.chatURL, accept)

@@ -1,0 +1,4 @@
+package openai
+
+// NewTransport lets the tests trust their own upstreams with the adapter's transport.
+var NewTransport = newTransport
