@@ -15,7 +15,10 @@ ARGS      ?=
 TESTFLAGS ?=
 FUZZTIME  ?= 15s
 COVER_MIN ?= 80
+BIN       ?= bin/sluice
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+BUILDFLAGS ?= -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
 COVER_DIR := $(CURDIR)/bin/coverage
 LINT      := go tool -modfile=$(CURDIR)/internal/tools/go.mod golangci-lint
@@ -34,13 +37,20 @@ BENCHFLAGS     ?=
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# make dies of a Ctrl-C whatever its command makes of it. So where a terminal is in
+# front of it, the server runs in the shell's job control: the terminal then sends the
+# Ctrl-C to the server alone, which drains, and make ends as the server did. (ps shows
+# a + for what runs in a terminal's foreground.)
 .PHONY: run
-run: ## Serve on loopback with everything embedded (ARGS="--help" for flags)
-	go run ./cmd/sluice serve $(ARGS)
+run: build ## Serve on loopback with everything embedded (ARGS="--help" for flags)
+	@case "$$(ps -o stat= -p $$$$ 2>/dev/null || true)" in \
+		*+*) set -m; $(BIN) serve $(ARGS); exit ;; \
+	esac; \
+	exec $(BIN) serve $(ARGS)
 
 .PHONY: build
 build: ## Build bin/sluice
-	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/sluice ./cmd/sluice
+	go build $(BUILDFLAGS) -o $(BIN) ./cmd/sluice
 
 # Packages under tests/ run one at a time, after all others: they start processes
 # and measure time, and should have the machine to themselves. Those that build the

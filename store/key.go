@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"path"
 	"strings"
 	"time"
 	"unicode"
@@ -30,46 +31,86 @@ func (k Key) Active(now time.Time) bool {
 	return k.RevokedAt.IsZero() && (k.ExpiresAt.IsZero() || now.Before(k.ExpiresAt))
 }
 
-// Validate returns an error that wraps ErrInvalid and names the field, if the key
-// cannot be stored. A key is made by an operator, who can put a wrong one right;
-// so nothing is changed silently.
+// KeyFault is one field of a key that is not as it must be. It wraps ErrInvalid and
+// never shows the value.
+type KeyFault struct {
+	Field   string // id, name, tenant, display or models
+	Model   int    // which of the models, counted from 1; zero when it is none in particular
+	Problem string
+}
+
+func (f KeyFault) Error() string {
+	if f.Model > 0 {
+		return fmt.Sprintf("key model %d %s", f.Model, f.Problem)
+	}
+	return "key " + f.Field + " " + f.Problem
+}
+
+// Unwrap makes every fault an ErrInvalid.
+func (f KeyFault) Unwrap() error { return ErrInvalid }
+
+// Validate returns the first of the key's faults, if the key cannot be stored. A key
+// is made by an operator, who can put a wrong one right; so nothing is changed
+// silently.
 func (k Key) Validate() error {
-	fields := []struct {
+	if faults := k.Faults(); len(faults) > 0 {
+		return faults[0]
+	}
+	return nil
+}
+
+// Faults returns what is wrong with the key, at most one fault for each field and
+// model. The same holds for every key, wherever it is kept.
+func (k Key) Faults() []KeyFault {
+	var faults []KeyFault
+	for _, f := range []struct {
 		name, value string
 		required    bool
 	}{
 		{"id", k.ID, true},
 		{"name", k.Name, true},
-		{"tenant", k.Tenant, false},
+		{"tenant", k.Tenant, true},
 		{"display", k.Display, false},
-	}
-	for _, f := range fields {
+	} {
+		problem := checkText(f.value)
 		if f.required && f.value == "" {
-			return fmt.Errorf("key %s is empty: %w", f.name, ErrInvalid)
+			problem = "is empty"
 		}
-		if err := checkText(f.value); err != nil {
-			return fmt.Errorf("key %s %w", f.name, err)
+		if problem != "" {
+			faults = append(faults, KeyFault{Field: f.name, Problem: problem})
 		}
 	}
 	if len(k.Models) > MaxModels {
-		return fmt.Errorf("key has %d models, more than %d: %w", len(k.Models), MaxModels, ErrInvalid)
+		return append(faults, KeyFault{Field: "models", Problem: fmt.Sprintf("are %d, more than %d", len(k.Models), MaxModels)})
 	}
 	for i, m := range k.Models {
-		if err := checkText(m); err != nil {
-			return fmt.Errorf("key model %d %w", i+1, err)
+		if problem := checkModel(m); problem != "" {
+			faults = append(faults, KeyFault{Field: "models", Model: i + 1, Problem: problem})
 		}
 	}
-	return nil
+	return faults
 }
 
-func checkText(s string) error {
+// checkModel returns what is wrong with a name or glob. One that can be read by
+// nobody would let nothing in, and look as if it did.
+func checkModel(model string) string {
+	if problem := checkText(model); problem != "" {
+		return problem
+	}
+	if _, err := path.Match(model, ""); err != nil || model == "" {
+		return `is neither a model's name nor a glob, such as "gpt-4o*"; [ and \ have a meaning in globs`
+	}
+	return ""
+}
+
+func checkText(s string) string {
 	switch {
 	case len(s) > MaxTextBytes:
-		return fmt.Errorf("is longer than %d bytes: %w", MaxTextBytes, ErrInvalid)
+		return fmt.Sprintf("is longer than %d bytes", MaxTextBytes)
 	case !utf8.ValidString(s):
-		return fmt.Errorf("is not UTF-8: %w", ErrInvalid)
+		return "is not UTF-8"
 	case strings.ContainsFunc(s, unicode.IsControl):
-		return fmt.Errorf("has a control character: %w", ErrInvalid)
+		return "has a control character"
 	}
-	return nil
+	return ""
 }

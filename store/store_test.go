@@ -34,7 +34,7 @@ func TestKeyActive(t *testing.T) {
 
 func TestKeyValidateNamesTheField(t *testing.T) {
 	t.Parallel()
-	good := store.Key{ID: "id", Name: "name", Models: []string{"*"}}
+	good := store.Key{ID: "id", Name: "name", Tenant: "acme", Models: []string{"*", "gpt-[45]?", `\[`}}
 	require.NoError(t, good.Validate())
 	cases := map[string]func(*store.Key){
 		"key id is empty":                     func(k *store.Key) { k.ID = "" },
@@ -43,7 +43,10 @@ func TestKeyValidateNamesTheField(t *testing.T) {
 		"key display is not UTF-8":            func(k *store.Key) { k.Display = "\xc3" },
 		"key name is longer than 512 bytes":   func(k *store.Key) { k.Name = strings.Repeat("n", 513) },
 		"key model 2 has a control character": func(k *store.Key) { k.Models = []string{"a", "\x00"} },
-		"key has 1001 models, more than 1000": func(k *store.Key) { k.Models = make([]string, 1001) },
+		"key models are 1001, more than 1000": func(k *store.Key) { k.Models = make([]string, 1001) },
+		"key tenant is empty":                 func(k *store.Key) { k.Tenant = "" },
+		"key model 2 is neither":              func(k *store.Key) { k.Models = []string{"a", "gpt-[4"} },
+		"key model 1 is neither":              func(k *store.Key) { k.Models = []string{""} },
 	}
 	for want, change := range cases {
 		key := good
@@ -51,6 +54,20 @@ func TestKeyValidateNamesTheField(t *testing.T) {
 		err := key.Validate()
 		require.ErrorIs(t, err, store.ErrInvalid)
 		require.ErrorContains(t, err, want)
+	}
+}
+
+func TestEveryFaultOfAKeyIsFound(t *testing.T) {
+	t.Parallel()
+	k := store.Key{Name: "a\x00", Tenant: "acme", Models: []string{"[", "gpt-4o", ""}}
+	var found []string
+	for _, f := range k.Faults() {
+		require.ErrorIs(t, f, store.ErrInvalid)
+		found = append(found, f.Error())
+	}
+	require.Len(t, found, 4)
+	for i, want := range []string{"key id is empty", "key name has a control", "key model 1 is", "key model 3 is"} {
+		require.Contains(t, found[i], want)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -24,7 +23,7 @@ func migrateCommand(s *settings) *cobra.Command {
 		Example: `  sluice migrate --config ingress.yaml`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.withStore(cmd.Context(), func(ctx context.Context, db store.Store) error {
+			return s.withStore(cmd, func(ctx context.Context, db store.Store) error {
 				if err := db.Migrate(ctx); err != nil {
 					return err
 				}
@@ -36,27 +35,27 @@ func migrateCommand(s *settings) *cobra.Command {
 }
 
 // withStore opens the configured database for one command.
-func (s *settings) withStore(ctx context.Context, fn func(context.Context, store.Store) error) error {
-	loaded, err := s.load(config.RoleAdmin)
+func (s *settings) withStore(cmd *cobra.Command, fn func(context.Context, store.Store) error) error {
+	loaded, err := s.loadAndWarn(cmd.ErrOrStderr(), config.RoleAdmin)
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, loaded.Config)
+	db, err := openStore(cmd.Context(), loaded.Config)
 	if err != nil {
 		return err
 	}
-	return errors.Join(fn(ctx, db), db.Close())
+	return errors.Join(fn(cmd.Context(), db), db.Close())
 }
 
 // withSchema is withStore for commands that need the schema.
-func (s *settings) withSchema(ctx context.Context, fn func(context.Context, store.Store) error) error {
-	return s.withStore(ctx, func(ctx context.Context, db store.Store) error {
+func (s *settings) withSchema(cmd *cobra.Command, fn func(context.Context, store.Store) error) error {
+	return s.withStore(cmd, func(ctx context.Context, db store.Store) error {
 		pending, err := db.Pending(ctx)
 		if err != nil {
 			return err
 		}
 		if pending {
-			return errors.New("the database's schema is not up to date: run 'sluice migrate' first, with the same configuration")
+			return errSchema
 		}
 		return fn(ctx, db)
 	})
@@ -100,20 +99,23 @@ stored. Everything else goes to standard error, so that the key can be piped.`,
 		Example: `  sluice keys create ci --tenant research --models 'gpt-4o*,sim' --expires 720h`,
 		Args:    oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkNewKey(cmd, tenant, models, expires); err != nil {
+			if cmd.Flags().Changed("expires") && expires <= 0 {
+				return usageError{errors.New("--expires must be positive")}
+			}
+			secret := apikey.Mint()
+			key := store.Key{
+				ID: "key_" + queue.NewProcessID(), Name: args[0], Tenant: tenant, Models: models,
+				Display: apikey.Display(secret), Hash: apikey.Hash(secret),
+			}
+			if expires > 0 {
+				key.ExpiresAt = time.Now().Add(expires)
+			}
+			if err := key.Validate(); err != nil {
 				return usageError{err}
 			}
-			return s.withSchema(cmd.Context(), func(ctx context.Context, db store.Store) error {
-				secret := apikey.Mint()
-				key := store.Key{
-					ID: "key_" + queue.NewProcessID(), Name: args[0], Tenant: tenant, Models: models,
-					Display: apikey.Display(secret), Hash: apikey.Hash(secret),
-				}
-				if expires > 0 {
-					key.ExpiresAt = time.Now().Add(expires)
-				}
+			return s.withSchema(cmd, func(ctx context.Context, db store.Store) error {
 				if err := db.CreateKey(ctx, key); err != nil {
-					return fmt.Errorf("create key %s: %w", key.Name, err)
+					return err
 				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "Key %s (%s) of tenant %s, shown this once:\n", key.Name, key.ID, tenant)
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), secret)
@@ -127,21 +129,6 @@ stored. Everything else goes to standard error, so that the key can be piped.`,
 	return cmd
 }
 
-func checkNewKey(cmd *cobra.Command, tenant string, models []string, expires time.Duration) error {
-	if cmd.Flags().Changed("expires") && expires <= 0 {
-		return errors.New("--expires must be positive")
-	}
-	if tenant == "" {
-		return errors.New("--tenant must not be empty")
-	}
-	for _, m := range models {
-		if _, err := path.Match(m, ""); err != nil || m == "" {
-			return fmt.Errorf("--models: %q is neither a name nor a glob", m)
-		}
-	}
-	return nil
-}
-
 func keysList(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
@@ -149,7 +136,7 @@ func keysList(s *settings) *cobra.Command {
 		Example: `  sluice keys list --config ingress.yaml`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return s.withSchema(cmd.Context(), func(ctx context.Context, db store.Store) error {
+			return s.withSchema(cmd, func(ctx context.Context, db store.Store) error {
 				keys, err := db.ListKeys(ctx)
 				if err != nil {
 					return err
@@ -194,86 +181,17 @@ func keysRevoke(s *settings) *cobra.Command {
 		Example: `  sluice keys revoke ci`,
 		Args:    oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return s.withSchema(cmd.Context(), func(ctx context.Context, db store.Store) error {
+			return s.withSchema(cmd, func(ctx context.Context, db store.Store) error {
 				k, err := db.RevokeKey(ctx, args[0], time.Now())
 				if errors.Is(err, store.ErrNotFound) {
 					return fmt.Errorf("there is no key with the name or id %q; 'sluice keys list' shows them", args[0])
 				}
 				if err != nil {
-					return fmt.Errorf("revoke key %s: %w", args[0], err)
+					return err
 				}
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Key %s (%s) is revoked.\n", k.Name, k.ID)
 				return err
 			})
 		},
 	}
-}
-
-func configCommand(s *settings) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "config",
-		Short: "Check, show and describe the configuration",
-		Example: `  sluice config validate --config sluice.yaml
-  sluice config show --config sluice.yaml
-  sluice config schema > sluice.schema.json`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())}
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	var role string
-	withRole := func(fn func(cmd *cobra.Command, loaded *config.Loaded) error) func(*cobra.Command, []string) error {
-		return func(cmd *cobra.Command, _ []string) error {
-			r := config.Role(role)
-			if r != config.RoleServe && r != config.RoleIngress && r != config.RoleWorker {
-				return usageError{fmt.Errorf("--role %s: want serve, ingress or worker", role)}
-			}
-			loaded, err := s.load(r)
-			if err != nil {
-				return err
-			}
-			return fn(cmd, loaded)
-		}
-	}
-	validate := &cobra.Command{
-		Use: "validate", Short: "Check the configuration and exit", Args: noArgs,
-		Example: `  sluice config validate --config sluice.yaml
-  sluice config validate --role ingress --config ingress.yaml`,
-		RunE: withRole(func(cmd *cobra.Command, _ *config.Loaded) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "The configuration is valid.")
-			return err
-		}),
-	}
-	show := &cobra.Command{
-		Use: "show", Short: "Print the settings in force, secrets masked", Args: noArgs,
-		Example: `  sluice config show --config sluice.yaml`,
-		RunE: withRole(func(cmd *cobra.Command, loaded *config.Loaded) error {
-			out, err := config.Show(loaded.Config)
-			if err != nil {
-				return err
-			}
-			_, err = cmd.OutOrStdout().Write(out)
-			return err
-		}),
-	}
-	schema := &cobra.Command{
-		Use: "schema", Short: "Print the JSON Schema of the configuration", Args: noArgs,
-		Example: `  sluice config schema > sluice.schema.json`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			out, err := config.Schema()
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), strings.TrimRight(string(out), "\n"))
-			return err
-		},
-	}
-	for _, c := range []*cobra.Command{validate, show} {
-		c.Flags().StringVar(&role, "role", string(config.RoleServe), "whose settings: serve, ingress or worker")
-	}
-	cmd.AddCommand(validate, show, schema)
-	return cmd
 }

@@ -7,7 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +31,8 @@ const (
 type usageError struct{ error }
 
 func main() {
+	// net/http tells the standard logger of stray answers of an upstream, and quotes them.
+	log.SetOutput(io.Discard)
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -60,14 +66,33 @@ func exitOnSignal(signals <-chan os.Signal, stopped <-chan struct{}) {
 	}
 }
 
-// configVariable names the configuration file where the flag does not.
-const configVariable = "SLUICE_CONFIG"
-
 // settings are the flags that every command shares.
 type settings struct{ path string }
 
 func (s *settings) load(role config.Role, providers ...string) (*config.Loaded, error) {
 	return config.Load(config.Options{Path: s.path, Role: role, Providers: providers})
+}
+
+// loadAndWarn is load for commands that do not log.
+func (s *settings) loadAndWarn(stderr io.Writer, role config.Role, providers ...string) (*config.Loaded, error) {
+	loaded, err := s.load(role, providers...)
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range loaded.UnknownEnv {
+		fmt.Fprintln(stderr, "sluice: warning:", u)
+	}
+	return loaded, nil
+}
+
+// requireProviders returns an error unless the configuration has every provider named.
+func requireProviders(cfg *config.Config, names []string) error {
+	for _, n := range names {
+		if _, ok := cfg.Providers[n]; !ok {
+			return usageError{fmt.Errorf("--provider %s: the configuration has no provider of this name; it has %q", n, slices.Sorted(maps.Keys(cfg.Providers)))}
+		}
+	}
+	return nil
 }
 
 func newRoot() *cobra.Command {
@@ -93,7 +118,9 @@ started stream can be resumed, and usage is counted exactly once.`,
 		Args: cobra.ArbitraryArgs,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVarP(&s.path, "config", "c", os.Getenv(configVariable), "configuration file (YAML); "+configVariable+" names one too")
+	root.PersistentFlags().StringVarP(&s.path, "config", "c", os.Getenv(config.FileVariable), "configuration file (YAML); "+config.FileVariable+" names one too")
+	root.SetVersionTemplate(versionLine())
+	root.SetHelpCommand(helpCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		serveCommand(s), ingressCommand(s), workerCommand(s), migrateCommand(s),
@@ -110,6 +137,9 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// versionLine is what the command and the flag print alike.
+func versionLine() string { return "sluice " + version + "\n" }
+
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
@@ -117,8 +147,26 @@ func versionCommand() *cobra.Command {
 		Example: `  sluice version`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "sluice "+version)
+			_, err := fmt.Fprint(cmd.OutOrStdout(), versionLine())
 			return err
+		},
+	}
+}
+
+// helpCommand stands in for cobra's own, which takes an unknown command for no error.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show help for a command",
+		Example: `  sluice help serve
+  sluice help keys create`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError{fmt.Errorf("unknown command %q", strings.Join(args, " "))}
+			}
+			target.InitDefaultHelpFlag() // so that it is listed as with --help
+			return target.Help()
 		},
 	}
 }

@@ -20,7 +20,6 @@ import (
 	"go.uber.org/goleak"
 
 	"sluice/internal/apikey"
-	"sluice/internal/config"
 	"sluice/store"
 )
 
@@ -62,7 +61,9 @@ func TestHelpAndVersion(t *testing.T) {
 	require.Zero(t, code)
 	require.Equal(t, "sluice dev\n", out)
 	require.Empty(t, errs)
-	for _, args := range [][]string{nil, {"--help"}, {"help"}, {"serve", "--help"}, {"keys"}, {"config"}} {
+	_, flag, _ := sluice(t, "--version")
+	require.Equal(t, out, flag)
+	for _, args := range [][]string{nil, {"--help"}, {"help"}, {"help", "keys", "create"}, {"serve", "--help"}, {"keys"}, {"config"}} {
 		code, out, errs := sluice(t, args...)
 		require.Zero(t, code, args)
 		require.Contains(t, out, "Usage:", args)
@@ -88,6 +89,8 @@ func TestUsageErrors(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{"nonsense"},
+		{"help", "nonsense"},
+		{"help", "keys", "nonsense"},
 		{"--nonsense"},
 		{"serve", "extra"},
 		{"serve", "--nonsense"},
@@ -98,11 +101,16 @@ func TestUsageErrors(t *testing.T) {
 		{"keys", "create", "a", "b"},
 		{"keys", "create", "a", "--expires", "soon"},
 		{"keys", "create", "a", "--expires", "-1h"},
+		{"keys", "create", "a", "--tenant", ""},
+		{"keys", "create", "a", "--models", "m,gpt-["},
+		{"keys", "create", "a\nb"},
 		{"keys", "revoke"},
 		{"keys", "list", "x"},
 		{"config", "nonsense"},
 		{"config", "validate", "x"},
 		{"config", "validate", "--role", "nobody"},
+		{"config", "validate", "--provider", "sim"},
+		{"config", "show", "--role", "ingress", "--provider", "sim"},
 		{"migrate", "x"},
 		{"ingress", "x"},
 		{"worker", "x"},
@@ -222,51 +230,6 @@ func TestKeyStates(t *testing.T) {
 	} {
 		require.Equal(t, want, keyState(k, now))
 	}
-}
-
-func TestFirstKeyIsMadeOnce(t *testing.T) {
-	t.Parallel()
-	cfg := config.Default()
-	cfg.DataDir = t.TempDir()
-	db, err := openStore(t.Context(), &cfg)
-	require.NoError(t, err)
-	defer func() { require.NoError(t, db.Close()) }()
-	_, err = firstKey(t.Context(), &cfg, db)
-	require.Error(t, err, "no schema yet")
-	require.NoError(t, db.Migrate(t.Context()))
-
-	secret, err := firstKey(t.Context(), &cfg, db)
-	require.NoError(t, err)
-	require.True(t, apikey.WellFormed(secret))
-	key, err := db.KeyByHash(t.Context(), apikey.Hash(secret))
-	require.NoError(t, err)
-	require.Equal(t, "default", key.Tenant)
-	again, err := firstKey(t.Context(), &cfg, db)
-	require.NoError(t, err)
-	require.Empty(t, again)
-
-	_, err = db.RevokeKey(t.Context(), key.ID, time.Now())
-	require.NoError(t, err)
-	cfg.Auth.Keys = []config.StaticKey{{Name: "dev"}}
-	again, err = firstKey(t.Context(), &cfg, db)
-	require.NoError(t, err)
-	require.Empty(t, again, "the configuration has one")
-	cfg.Auth.Keys = nil
-	again, err = firstKey(t.Context(), &cfg, db)
-	require.NoError(t, err)
-	require.Empty(t, again, "all are revoked: that was somebody's will, and a start does not undo it")
-}
-
-func TestTrialModel(t *testing.T) {
-	t.Parallel()
-	cfg := config.Default()
-	require.Equal(t, "MODEL", trialModel(&cfg))
-	cfg.Providers = map[string]config.Provider{"a": {Type: config.TypeOpenAI, Models: []string{"gpt-*", "gpt-4o"}}}
-	require.Equal(t, "gpt-4o", trialModel(&cfg))
-	sim := config.NewProvider(config.TypeSim)
-	sim.Models = []string{"sim"}
-	cfg.Providers["sim"] = sim
-	require.Equal(t, "sim", trialModel(&cfg))
 }
 
 func TestOneProcessHasADataDirectory(t *testing.T) {

@@ -98,10 +98,8 @@ Start as many as you like, anywhere.`,
 			if err != nil {
 				return err
 			}
-			for _, n := range names {
-				if _, ok := loaded.Config.Providers[n]; !ok {
-					return usageError{fmt.Errorf("--provider %s: the configuration has no provider of this name; it has %q", n, slices.Sorted(maps.Keys(loaded.Config.Providers)))}
-				}
+			if err := requireProviders(loaded.Config, names); err != nil {
+				return err
 			}
 			slices.Sort(names)
 			return runRole(cmd, loaded, workerModule, fx.Supply(serving(slices.Compact(names))), fx.Invoke(serveWorkerHealth))
@@ -121,12 +119,11 @@ func runRole(cmd *cobra.Command, loaded *config.Loaded, parts ...fx.Option) erro
 	if err != nil {
 		return err
 	}
-	unknown := slices.DeleteFunc(loaded.UnknownEnv, func(name string) bool { return name == configVariable })
-	if len(unknown) > 0 {
-		log.Info("environment variables that are no settings", "names", unknown)
+	for _, u := range loaded.UnknownEnv {
+		log.Warn("environment variable is no setting", "name", u.Name, "did_you_mean", u.Near)
 	}
 	app := fx.New(
-		fx.Supply(cfg, log),
+		fx.Supply(cfg, log), fx.Provide(newSupervisor),
 		fx.Invoke(tuneGC),
 		fx.WithLogger(func() fxevent.Logger { return fxevent.NopLogger }),
 		fx.StartTimeout(2*time.Minute), fx.StopTimeout(cfg.Server.DrainTimeout*2+stopMargin),
@@ -148,20 +145,37 @@ func runApp(ctx context.Context, app *fx.App, log *slog.Logger) error {
 	if err := app.Start(start); err != nil {
 		return rootCause(err)
 	}
-	var failed error
-	select {
-	case <-ctx.Done():
-	case sig := <-signals:
-		log.Info("stopping: finishing the work in hand; a second signal ends it at once", "signal", sig.String())
-	case <-app.Wait():
-		failed = errors.New("a part of the process failed; see the log")
-	}
+	failed := awaitEnd(ctx, signals, app.Wait(), log)
 	stopped := make(chan struct{})
 	defer close(stopped)
 	go exitOnSignal(signals, stopped)
 	stop, cancelStop := context.WithTimeout(context.WithoutCancel(ctx), app.StopTimeout())
 	defer cancelStop()
-	return errors.Join(failed, app.Stop(stop))
+	if err := errors.Join(failed, app.Stop(stop)); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// awaitEnd returns when the process has to stop, with an error if that is because a
+// part of it has failed. fx hears the system's signals as well and tells of them
+// without an exit code; they are taken from signals alone, lest one signal be counted
+// as two.
+func awaitEnd(ctx context.Context, signals <-chan os.Signal, shutdown <-chan fx.ShutdownSignal, log *slog.Logger) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case sig := <-signals:
+			log.Info("stopping: finishing the work in hand; a second signal ends it at once", "signal", sig.String())
+			return nil
+		case end := <-shutdown:
+			if end.ExitCode != 0 {
+				return errors.New("a part of the process failed; see the log")
+			}
+		}
+	}
 }
 
 // rootCause takes off what fx tells of constructors around an error.

@@ -1,6 +1,7 @@
 package testkit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,11 +16,18 @@ import (
 	"time"
 )
 
-const installTimeout = 8 * time.Minute
+const (
+	installTimeout = 8 * time.Minute
 
-// errNoPostgres is the one line that says what to do.
-var errNoPostgres = fmt.Errorf(
-	"found no usable initdb and postgres: install the Postgres server or set %s", databaseURLVariable)
+	// lockTimeout bounds the wait for another installation to end, and lockPoll is how
+	// often to look.
+	lockTimeout = 2 * time.Minute
+	lockPoll    = 3 * time.Second
+)
+
+// errNoPostgres is the one line that says what to do. It names no other server to
+// use instead: tests that stop and start one would still fail.
+var errNoPostgres = errors.New("found no usable initdb and postgres: install the Postgres server")
 
 // postgresPrograms are a server's programs and the account that they run as.
 type postgresPrograms struct {
@@ -122,11 +130,8 @@ func findOrInstallPostgres() (postgresPrograms, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), installTimeout)
 	defer cancel()
 	for _, args := range install {
-		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return postgresPrograms{}, fmt.Errorf("%w (%s: %w: %s)",
-				errNoPostgres, strings.Join(args, " "), err, lastLines(out))
+		if err := runInstall(ctx, args, lockTimeout, lockPoll); err != nil {
+			return postgresPrograms{}, fmt.Errorf("%w (%w)", errNoPostgres, err)
 		}
 	}
 	// The package may have brought the user postgres with it.
@@ -137,6 +142,22 @@ func findOrInstallPostgres() (postgresPrograms, error) {
 		return programs, nil
 	}
 	return postgresPrograms{}, errNoPostgres
+}
+
+// runInstall runs one command. A new machine may be at its daily update, and apt-get
+// waits for no lock but dpkg's, so the wait for the others is here.
+func runInstall(ctx context.Context, args []string, timeout, poll time.Duration) error {
+	for deadline := time.Now().Add(timeout); ; time.Sleep(poll) {
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
+		out, err := cmd.CombinedOutput()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil, time.Now().After(deadline), !bytes.Contains(out, []byte("Could not get lock")):
+			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, lastLines(out))
+		}
+	}
 }
 
 // findPostgres looks for a folder with both programs that the account can run.

@@ -38,10 +38,10 @@ func TestPostgresGivesEachTestItsOwnDatabase(t *testing.T) {
 func TestPostgresDropsTheDatabaseWhenTheTestEnds(t *testing.T) {
 	t.Parallel()
 	var address string
-	t.Run("user", func(user *testing.T) {
+	require.True(t, t.Run("user", func(user *testing.T) {
 		address = testkit.Postgres(user)
 		connect(t, address) // still open when the user ends
-	})
+	}))
 	_, err := pgx.Connect(t.Context(), address)
 	require.ErrorContains(t, err, "does not exist")
 }
@@ -75,13 +75,14 @@ func TestPostgresEndsWithItsProcess(t *testing.T) {
 	out, err := child.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, child.Start())
-	var addresses []string
+	var addresses, said []string
 	for lines := bufio.NewScanner(out); len(addresses) < 2 && lines.Scan(); {
+		said = append(said, lines.Text())
 		if address, ok := strings.CutPrefix(lines.Text(), "server "); ok {
 			addresses = append(addresses, address)
 		}
 	}
-	require.Len(t, addresses, 2, "the child started its servers")
+	require.Len(t, addresses, 2, "the child started its servers; it said: %q", said)
 	folders := make([]string, len(addresses))
 	for i, address := range addresses {
 		conn, err := pgx.Connect(t.Context(), address)

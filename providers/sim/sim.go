@@ -27,7 +27,7 @@ import (
 // Defaults and bounds.
 const (
 	DefaultModel            = "sim"
-	DefaultCompletionTokens = 32
+	DefaultCompletionTokens = 64
 	MaxCompletionTokens     = 10_000
 	maxBatch                = 64 // chunks handed on at a time when there is no pace to keep
 )

@@ -18,28 +18,39 @@ func TestCommandLines(t *testing.T) {
 		stdout, stderr string // what each must hold; empty: it must be empty
 	}{
 		{line: "version", stdout: "sluice v0.0.0-e2e"},
-		{line: "--version", stdout: "v0.0.0-e2e"},
+		{line: "--version", stdout: "sluice v0.0.0-e2e"},
 		{line: "", stdout: "Usage:"},
 		{line: "config validate", stdout: "valid"},
 		{line: "--nonsense", code: 2, stderr: "unknown flag: --nonsense"},
 		{line: "serve --nonsense", code: 2, stderr: "unknown flag: --nonsense"},
 		{line: "nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "help nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "help keys nonsense", code: 2, stderr: `unknown command "keys nonsense"`},
+		{line: "help keys create", stdout: "Make an API key"},
 		{line: "serve now", code: 2, stderr: "takes no argument"},
 		{line: "keys nonsense", code: 2, stderr: `unknown command "nonsense"`},
 		{line: "keys create", code: 2, stderr: "takes one name"},
 		{line: "keys create x --expires soon", code: 2, stderr: "--expires"},
+		{line: "keys create x --models gpt-[", code: 2, stderr: "key model 1 is neither a model's name nor a glob"},
+		{line: "keys create x --tenant=", code: 2, stderr: "key tenant is empty"},
 		{line: "config nonsense", code: 2, stderr: `unknown command "nonsense"`},
 		{line: "config validate --role king", code: 2, stderr: "--role king"},
+		{line: "config validate --provider up", code: 2, stderr: "--role worker"},
+		{line: "config validate --role worker --config worker.yaml", code: 1, stderr: "UP_SECRET"},
+		{line: "config validate --role worker --provider up --config worker.yaml", code: 1, stderr: "UP_SECRET"},
+		{line: "config validate --role worker --provider free --config worker.yaml", stdout: "valid"},
+		{line: "config show --role worker -p free --config worker.yaml", stdout: "free:"},
+		{line: "config validate --role worker --provider x,free --config worker.yaml", code: 2, stderr: `it has ["free" "up"]`},
 		{line: "serve --config missing.yaml", code: 1, stderr: "missing.yaml: no such file"},
 		{line: "worker", code: 2, stderr: "--provider is missing"},
 		{line: "worker --provider x", code: 1, stderr: "queue.url: must name a NATS server"},
 		{line: "ingress", code: 1, stderr: "queue.url: must name a NATS server"},
-		{line: "worker --config worker.yaml --provider x", code: 2, stderr: `it has ["up"]`},
+		{line: "worker --config worker.yaml --provider x", code: 2, stderr: `it has ["free" "up"]`},
 	} {
 		t.Run(test.line, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			worker := "queue: {url: \"nats://127.0.0.1:1\"}\nproviders: {up: {type: sim}}\n"
+			worker := "queue: {url: \"nats://127.0.0.1:1\"}\nproviders: {free: {type: sim}, up: {type: sim, api_key: \"${UP_SECRET}\"}}\n"
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "worker.yaml"), []byte(worker), 0o600))
 			code, stdout, stderr := execute(t, command{dir: dir, args: strings.Fields(test.line)})
 			require.Equal(t, test.code, code, stderr)
@@ -55,7 +66,7 @@ func TestCommandLines(t *testing.T) {
 
 func TestHelpTextsHaveExamples(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"", "serve", "ingress", "worker", "migrate", "keys", "keys create", "keys list", "keys revoke", "config", "config validate", "config show", "config schema"} {
+	for _, name := range []string{"", "help", "serve", "ingress", "worker", "migrate", "keys", "keys create", "keys list", "keys revoke", "config", "config validate", "config show", "config schema"} {
 		code, stdout, stderr := execute(t, command{args: append(strings.Fields(name), "--help")})
 		require.Zero(t, code, stderr)
 		require.Contains(t, stdout, "Examples:", "sluice %s --help", name)
@@ -98,6 +109,19 @@ func TestBadConfigurationIsRefusedBeforeAnythingStarts(t *testing.T) {
 		require.Contains(t, stderr, "SLUICE_SERVER_TIMEOUT")
 		require.Contains(t, stderr, "server.timeout")
 	})
+}
+
+func TestVariablesThatAreNoSettingsAreWarnedOf(t *testing.T) {
+	t.Parallel()
+	env := []string{anyPort, "SLUICE_SERVER_TIMEOUTT=1m", "SLUICE_SERVICE_HOST=10.0.0.1", "SLUICE_TEST_X=1"}
+	for _, line := range []string{"config validate", "config show", "migrate"} {
+		code, _, stderr := execute(t, command{env: env, args: strings.Fields(line)})
+		require.Zero(t, code, "%s: it is a warning", line)
+		require.Equal(t, "sluice: warning: environment variable SLUICE_SERVER_TIMEOUTT is no setting; did you mean SLUICE_SERVER_TIMEOUT?\n", stderr, line)
+	}
+	p := serving(t, t.TempDir(), env...)
+	require.Regexp(t, `"level":"WARN".*"SLUICE_SERVER_TIMEOUTT".*"SLUICE_SERVER_TIMEOUT"`, p.stderr.String())
+	require.NotContains(t, p.stderr.String(), "SLUICE_SERVICE_HOST")
 }
 
 func TestConfigShowAndSchema(t *testing.T) {

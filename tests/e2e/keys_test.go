@@ -46,6 +46,7 @@ func TestKeys(t *testing.T) {
 	code, _, stderr = c.keys("create", "ci")
 	require.Equal(t, 1, code, "a name is taken once")
 	require.Contains(t, stderr, "name already taken")
+	require.Equal(t, 1, strings.Count(stderr, "create key"), "said once: %s", stderr)
 
 	code, short, stderr := c.keys("create", "short", "--expires", "2s")
 	require.Zero(t, code, stderr)

@@ -114,6 +114,7 @@ func TestServeInAnEmptyDirectory(t *testing.T) {
 	require.NotEmpty(t, rest)
 	require.True(t, rest[len(rest)-1].done(), "%v", rest)
 	require.Zero(t, p.wait(), "exit code after SIGINT")
+	require.True(t, strings.HasSuffix(strings.TrimSpace(p.stderr.String()), `"msg":"stopped"}`), p.stderr.String())
 
 	// A second start keeps what the first one made, and shows no secret.
 	p = serving(t, dir)
@@ -161,6 +162,17 @@ func TestServeOnAnAddressInUse(t *testing.T) {
 	require.Contains(t, stderr, "server.address "+l.Addr().String())
 	require.Contains(t, stderr, "address already in use")
 	require.NotContains(t, stderr, "fx")
+}
+
+func TestServeOnEveryInterfacePrintsAnAddressThatWorks(t *testing.T) {
+	t.Parallel()
+	for _, everywhere := range []string{"0.0.0.0:0", "[::]:0", ":0"} {
+		p := serving(t, t.TempDir(), "SLUICE_SERVER_ADDRESS="+everywhere)
+		line := curlLine.FindStringSubmatch(p.stdout.String())
+		require.NotNil(t, line, p.stdout.String())
+		require.Contains(t, line[1], "http://127.0.0.1:")
+		require.Contains(t, string(runCurl(t, line[1])), "chat.completion")
+	}
 }
 
 func TestServeFindsOpenAIInTheEnvironment(t *testing.T) {
