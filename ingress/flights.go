@@ -77,7 +77,7 @@ func (fs *flights) prepare(ctx context.Context, f *flight) error {
 
 // queueGone is how long the queue may be out of reach before new requests are refused
 // at once. Shorter outages, such as a server's restart, they wait out.
-const queueGone = 5 * time.Second
+const queueGone = 15 * time.Second
 
 // ready reports why no request can be taken in at the moment, if so.
 func (fs *flights) ready() error {

@@ -11,7 +11,8 @@ type decoder struct {
 	faults   *faults
 	expander *expander
 
-	// withheld says whether the setting at the path is not for this role.
+	// withheld says whether the setting at the path is not for this role. The side is
+	// empty for one that every serving role has.
 	withheld func(p path, side Role) bool
 
 	// blind is above zero inside a setting that is withheld: it is read for its form
@@ -57,16 +58,21 @@ func (d *decoder) decodeStruct(n *node, s *spec, v reflect.Value, p path) {
 	}
 }
 
-// decodeField leaves a setting at its zero value where the role must not have it.
+// decodeField leaves a setting at its default, or at its zero value where that is a
+// secret of another role, when it is not for this role.
 func (d *decoder) decodeField(n *node, f *spec, v reflect.Value, p path) {
-	if f.side == "" || !d.withheld(p, f.side) {
+	if !d.withheld(p, f.side) {
 		d.decode(n, f, v, p)
 		return
+	}
+	unset := reflect.New(v.Type()).Elem()
+	if f.side == "" {
+		unset.Set(v) // its default
 	}
 	d.blind++
 	d.decode(n, f, v, p)
 	d.blind--
-	v.SetZero()
+	v.Set(unset)
 }
 
 func (d *decoder) decodeMap(n *node, s *spec, v reflect.Value, p path) {

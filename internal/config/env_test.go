@@ -236,7 +236,7 @@ func TestRoles(t *testing.T) {
 	t.Parallel()
 	// One file for every role, with variables that each machine has only in part.
 	shared := `
-queue: {url: "nats://q:4222"}
+queue: {url: "nats://q:4222", user: u, password: "${QUEUE_PASSWORD:-none}"}
 store: {url: "${DATABASE_URL}"}
 auth: {keys: [{name: a, key: "${CLIENT_KEY}"}]}
 providers:
@@ -284,6 +284,17 @@ providers:
 
 	_, err = get(RoleServe, nil, append(client, upstream...)...)
 	require.NoError(t, err)
+
+	shared = strings.ReplaceAll(shared, ":-none", "")
+	c, err = get(RoleAdmin, nil, "DATABASE_URL=postgres://db/x")
+	require.NoError(t, err, "a command on the database needs what leads there")
+	require.Equal(t, URL("postgres://db/x"), c.Store.URL)
+	require.Empty(t, c.Queue.URL.Reveal())
+	require.Equal(t, 10*time.Minute, c.Server.Timeout, "the rest is as if it were not set")
+	_, err = get(RoleAdmin, nil)
+	require.ErrorContains(t, err, "DATABASE_URL")
+	_, err = get(RoleIngress, nil, client...)
+	require.ErrorContains(t, err, "QUEUE_PASSWORD")
 
 	for _, role := range []Role{RoleIngress, RoleWorker} {
 		_, err = load(nil, Options{Environ: []string{}, Role: role})

@@ -18,7 +18,7 @@ const (
 	RoleServe   Role = "serve" // both sides in one process
 	RoleIngress Role = "ingress"
 	RoleWorker  Role = "worker"
-	RoleAdmin   Role = "admin" // a command on the database: it sees what an ingress sees, and needs no more than that
+	RoleAdmin   Role = "admin" // a command on the database: it sees where that is
 )
 
 // Options says what Load reads.
@@ -95,13 +95,14 @@ func load(data []byte, opts Options) (*Loaded, error) {
 	return &Loaded{Config: &c, UnknownEnv: unknown}, nil
 }
 
-// withheld says whether the role must not have a setting of the given side.
+// withheld says whether the role must not have a setting of the given side, or has no
+// use for it: a command on the database reads only where that is.
 func (o Options) withheld(p path, side Role) bool {
-	if o.Role == RoleServe {
+	switch {
+	case o.Role == RoleAdmin:
+		return p[0] != "store" && p[0] != "data_dir"
+	case o.Role == RoleServe, side == "":
 		return false
-	}
-	if o.Role == RoleAdmin {
-		return side != RoleIngress
 	}
 	if o.Role != side {
 		return true
