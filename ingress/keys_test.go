@@ -196,9 +196,9 @@ func TestExpiredAndRevokedKeys(t *testing.T) {
 	db.put(revoked, store.Key{ID: "k2", RevokedAt: time.Now().Add(time.Hour)})
 	k := newKeyring(db, nil, discard())
 	_, err := k.authenticate(asking(expired))
-	require.ErrorContains(t, err, "expired")
+	require.Contains(t, inference.AsError(err).Message, "expired")
 	_, err = k.authenticate(asking(revoked))
-	require.ErrorContains(t, err, "revoked")
+	require.Contains(t, inference.AsError(err).Message, "revoked")
 }
 
 func TestDatabaseDown(t *testing.T) {
@@ -251,7 +251,7 @@ func TestKeyChangesAreSeenWithinSeconds(t *testing.T) {
 		time.Sleep(2 * keysPoll)
 		synctest.Wait()
 		_, err = k.authenticate(asking(secret))
-		require.ErrorContains(t, err, "revoked")
+		require.Contains(t, inference.AsError(err).Message, "revoked")
 		_, err = k.authenticate(asking(late))
 		require.NoError(t, err, "a key made just now is not refused because it was unknown a moment ago")
 		require.Len(t, k.known, 2, "keys that nobody uses here are not remembered")

@@ -146,7 +146,7 @@ func TestConfigCommands(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"unknown key": {minimal + "servre: {}\n", "servre"},
 		"wrong type":  {minimal + "queue: {replicas: many}\n", "replicas"},
-		"no variable": {minimal + "auth: {keys: [{name: dev, key: \"${SLUICE_TEST_NOT_SET}\"}]}\n", "SLUICE_TEST_NOT_SET"},
+		"no variable": {minimal + "store: {url: \"${SLUICE_TEST_NOT_SET}\"}\n", "SLUICE_TEST_NOT_SET"},
 		"no yaml":     {"server: [", "sluice.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {

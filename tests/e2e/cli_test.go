@@ -82,7 +82,7 @@ func TestBadConfigurationIsRefusedBeforeAnythingStarts(t *testing.T) {
 	}{
 		{"unknown key", "server:\n  adress: 127.0.0.1:0\n", []string{"bad.yaml:2", "server.adress", "address"}},
 		{"wrong type", "server:\n  timeout: [1]\n", []string{"bad.yaml:2", "server.timeout"}},
-		{"missing variable", "queue:\n  token: ${E2E_NOT_SET}\n", []string{"bad.yaml:2", "queue.token", "E2E_NOT_SET"}},
+		{"missing variable", "store:\n  url: ${E2E_NOT_SET}\n", []string{"bad.yaml:2", "store.url", "E2E_NOT_SET"}},
 		{"no YAML", "server: {\n", []string{"bad.yaml"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
