@@ -1,6 +1,8 @@
 package ingress
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -25,14 +27,13 @@ func (s *Ingress) plainAnswer(w http.ResponseWriter, r *http.Request, f *flight,
 	ended := time.Now()
 	end := f.end
 	s.tellRoute(w.Header(), f, end)
-	body, release, err := s.answerBody(r, end)
+	body, release, err := s.answerBody(r, f, end)
 	if err != nil {
 		s.fail(w, r, err, s.errorDetails(f))
 		return
 	}
 	defer release()
-	// Not every writer has deadlines; the server's does, and ends this one with the answer.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeMost))
+	limitWrite(w)
 	h := w.Header()
 	h["Content-Type"] = jsonType
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
@@ -45,32 +46,60 @@ var jsonType = []string{"application/json"}
 // answerBody returns the answer, from the object store if it is large. Large answers
 // that are on their way to clients share a bound of their own: one more waits until
 // there is memory for it, which release gives back.
-func (s *Ingress) answerBody(r *http.Request, end *queue.End) (body []byte, release func(), err error) {
+func (s *Ingress) answerBody(r *http.Request, f *flight, end *queue.End) (body []byte, release func(), err error) {
 	if end.Err != nil {
 		return nil, nil, end.Err
 	}
 	if end.BodyRef == "" {
 		return end.Body, func() {}, nil
 	}
-	defer s.flights.dropBlob(end.JobID, end.BodyRef) // also when its client has just gone
+	defer s.flights.dropBlob(end.JobID, end.BodyRef) // whatever becomes of it, nobody else asks for it
+	ctx, cancel := context.WithDeadline(r.Context(), f.job.Deadline)
+	defer cancel()
 	held := int64(0)
 	release = func() { s.answers.Release(held) }
-	body, err = s.conn.FetchBlobWhen(r.Context(), end.BodyRef, func(size int64) error {
+	admit := func(size int64) error {
+		if held > 0 {
+			return nil
+		}
 		n := min(size, s.opt.BodyMemory)
-		if err := s.answers.Acquire(r.Context(), n); err != nil {
+		if err := s.answers.Acquire(ctx, n); err != nil {
 			return err
 		}
 		held = n
 		return nil
-	})
-	if err == nil {
-		return body, release, nil
 	}
-	release()
-	if r.Context().Err() != nil {
-		return nil, nil, errClientGone()
+	for {
+		body, err = s.conn.FetchBlobWhen(ctx, end.BodyRef, admit)
+		switch {
+		case err == nil:
+			return body, release, nil
+		case r.Context().Err() != nil:
+			err = errClientGone()
+		case ctx.Err() != nil:
+			err = errDeadline(f.job)
+		case errors.Is(err, queue.ErrNoBlob):
+			err = &inference.Error{Code: inference.CodeInternal, Message: "The answer was lost in the queue.", Retryable: true, Err: err}
+		default:
+			s.log.Warn("large answer not fetched; it will be tried again", "job_id", end.JobID, "error", err)
+			pause(ctx, fetchRetry)
+			continue
+		}
+		release()
+		return nil, nil, err
 	}
-	return nil, nil, &inference.Error{Code: inference.CodeInternal, Message: "The answer was lost in the queue.", Retryable: true, Err: err}
+}
+
+// fetchRetry is the pause before a large answer is asked for again.
+const fetchRetry = 250 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
 }
 
 // tellRoute says in headers who served the request and how it got there.
@@ -90,4 +119,16 @@ func (f *flight) queued(elapsed time.Duration) time.Duration {
 
 func (s *Ingress) errorDetails(f *flight) map[string]any {
 	return map[string]any{"job_id": f.job.ID, "provider": f.job.Candidate().Provider}
+}
+
+// dropBlob removes a request or an answer that travelled as a blob, if it did.
+func (fs *flights) dropBlob(jobID, ref string) {
+	if ref == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := fs.conn.RemoveBlob(ctx, ref); err != nil {
+		fs.log.Debug("blob not removed; its age will", "job_id", jobID, "error", err)
+	}
 }

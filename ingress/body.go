@@ -34,6 +34,12 @@ func (s *share) grow(n int64) bool {
 	return true
 }
 
+// shrink gives n bytes back.
+func (s *share) shrink(n int64) {
+	s.of.held.Add(-n)
+	s.bytes -= n
+}
+
 // release gives everything back.
 func (s *share) release() {
 	s.of.held.Add(-s.bytes)
@@ -47,7 +53,12 @@ const firstRead = 64 << 10
 // readBody reads the request's body whole before anything else is done with it: a
 // body that is handed on while the answer has begun is closed by Go's server. The
 // body's memory is counted in mem, which the caller releases.
-func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share) ([]byte, error) {
+func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share) (body []byte, err error) {
+	defer func() {
+		if err != nil {
+			w.Header().Set("Connection", "close") // or the server would wait for the rest before it answers
+		}
+	}()
 	if r.ContentLength > s.opt.MaxBodyBytes {
 		return nil, s.errTooLarge()
 	}
@@ -58,10 +69,7 @@ func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share) (
 	// writer has deadlines; the server's does.
 	ctrl := http.NewResponseController(w)
 	_ = ctrl.SetReadDeadline(time.Now().Add(s.opt.BodyTimeout))
-	defer func() { _ = ctrl.SetReadDeadline(time.Time{}) }()
-
 	from := http.MaxBytesReader(w, r.Body, s.opt.MaxBodyBytes)
-	var body []byte
 	for {
 		if len(body) == cap(body) {
 			grown, ok := growBody(body, r.ContentLength, mem)
@@ -74,7 +82,8 @@ func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share) (
 		body = body[:len(body)+n]
 		switch {
 		case errors.Is(err, io.EOF), err == nil && int64(len(body)) == r.ContentLength:
-			return body, nil
+			_ = ctrl.SetReadDeadline(time.Time{})
+			return trimmed(body, mem), nil
 		case isTooLarge(err):
 			return nil, s.errTooLarge()
 		case err != nil:
@@ -96,6 +105,17 @@ func growBody(body []byte, announced int64, mem *share) ([]byte, bool) {
 	grown := make([]byte, len(body), size)
 	copy(grown, body)
 	return grown, true
+}
+
+// trimmed returns the body without the room that was left for more of it, if that is
+// much.
+func trimmed(body []byte, mem *share) []byte {
+	spare := cap(body) - len(body)
+	if spare < len(body)/4 {
+		return body
+	}
+	mem.shrink(int64(spare))
+	return append(make([]byte, 0, len(body)), body...)
 }
 
 func isTooLarge(err error) bool {

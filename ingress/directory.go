@@ -115,19 +115,22 @@ func (d *directory) rebuild() {
 }
 
 // queues returns every provider with the bound of its queue. What a provider's
-// workers say of the bound comes before the ingress's own configuration.
+// workers say of the bound comes before the ingress's own configuration; of workers
+// that differ, the largest counts.
 func (d *directory) queues() map[string]int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	q := make(map[string]int)
-	for name, info := range d.configured {
-		q[name] = info.MaxQueued
-	}
 	for _, w := range d.workers {
 		for _, p := range w.Providers {
 			if p.MaxQueued > 0 {
-				q[p.Name] = p.MaxQueued
+				q[p.Name] = max(q[p.Name], p.MaxQueued)
 			}
+		}
+	}
+	for name, info := range d.configured {
+		if q[name] == 0 {
+			q[name] = info.MaxQueued
 		}
 	}
 	return q

@@ -7,12 +7,12 @@
 //
 //	server.go   routes and what every request passes
 //	keys.go     who is it
-//	chat.go     check, route, accept
+//	chat.go     check, route, accept (body.go reads what comes, directory.go knows who serves what)
 //	flight.go   one accepted job until its answer is accounted for
 //	answer.go   the plain answer
 //	stream.go   the streamed answer (sse.go frames it, feed.go holds what is not yet sent)
 //	resume.go   the same, for a client that comes back
 //
-// flights.go hears everything that the queue says about jobs, and sweep.go looks
-// after those that nothing is heard of.
+// flights.go hears everything that the queue says about jobs, sweep.go looks after those
+// that nothing is heard of, and ledger.go writes down what became of them.
 package ingress

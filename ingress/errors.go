@@ -107,6 +107,7 @@ func writeError(w http.ResponseWriter, e *inference.Error, details map[string]an
 	}
 	body := errorJSON(e, details)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
+	limitWrite(w)
 	w.WriteHeader(statusOf(e))
 	_, _ = w.Write(body) // the client may be gone; nothing else is to be done
 }

@@ -45,7 +45,8 @@ type place struct {
 	seq       uint64    // zero until the server has confirmed the epoch
 	sent      time.Time // the last publish
 	firstSent time.Time // the first publish of this epoch
-	lostAt    time.Time // when the stream was found to have been lost, zero if it was not
+	askedAt   time.Time // when the queue was last asked whether it has the job
+	lostAt    time.Time // when the queue was found to have lost the job, zero if it has not
 }
 
 // firstChunk tells of a streamed answer's beginning.
@@ -91,8 +92,8 @@ func (f *flight) events(e *queue.Events, now time.Time) bool {
 func (f *flight) holds(run queue.Run, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if run.Before(f.run) || f.begun && run != f.run {
-		return
+	if f.run != (queue.Run{}) && run != f.run {
+		return // only a claim moves a job from one run to the next
 	}
 	f.run, f.held, f.heardAt = run, true, now
 }

@@ -67,10 +67,12 @@ func TestFlightHolds(t *testing.T) {
 	f.holds(epoch0run1, t0.Add(time.Second))
 	require.Equal(t, t0, f.heardAt, "an earlier run says nothing about this one")
 	f.holds(epoch1run1, t0.Add(time.Second))
-	require.Equal(t, epoch1run1, f.run)
-	f.begun = true
-	f.holds(queue.Run{Epoch: 2}, t0.Add(2*time.Second))
-	require.Equal(t, epoch1run1, f.run, "no other run once the answer has begun")
+	require.Equal(t, epoch0run2, f.run, "a later one has to claim the job first: this one may be alive")
+	require.Equal(t, t0, f.heardAt)
+	verdict, _ := f.claim(epoch1run1, t0.Add(time.Minute))
+	require.Equal(t, queue.VerdictRun, verdict)
+	f.holds(epoch1run1, t0.Add(2*time.Minute))
+	require.Equal(t, t0.Add(2*time.Minute), f.heardAt)
 }
 
 func TestFlightClaims(t *testing.T) {
@@ -238,6 +240,7 @@ func TestWhatAFlightNeeds(t *testing.T) {
 		"stream lost just now":         {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, lostGrace, 0, needNothing},
 		"stream lost":                  {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, lostGrace + 1, 0, needNewEpoch},
 		"stream lost, worker there":    {func(f *flight) { confirmed(f); f.place.lostAt = t0; f.holds(epoch0run1, t0.Add(9*time.Second)) }, 10 * time.Second, 0, needNothing},
+		"lost again and again":         {func(f *flight) { confirmed(f); f.place.lostAt = t0; f.job.Epoch = maxLostRuns }, lostGrace + 1, 0, needQueueError},
 		"stream lost, begun":           {func(f *flight) { confirmed(f); f.place.lostAt = t0; f.events(eventsOf(epoch0run1), t0) }, 5 * time.Second, 0, needNothing},
 		"stream lost, just connected":  {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, 10 * time.Second, 8 * time.Second, needNothing},
 		"left, worker may speak":       {func(f *flight) { f.leave(inference.OutcomeCancelled, errClientGone(), t0) }, closingWait, 0, needNothing},

@@ -63,10 +63,12 @@ func (fs *flights) prepare(ctx context.Context, f *flight) error {
 	store, cancel := context.WithDeadline(ctx, f.job.Deadline)
 	defer cancel()
 	ref, err := fs.dispatch.StoreBody(store, f.job)
-	if errors.Is(store.Err(), context.DeadlineExceeded) {
+	switch {
+	case ctx.Err() != nil:
+		return errClientGone()
+	case errors.Is(store.Err(), context.DeadlineExceeded):
 		return errDeadline(f.job)
-	}
-	if err != nil {
+	case err != nil:
 		return fs.publishError(err, f.job)
 	}
 	if f.bodyRef = ref; ref != "" {
@@ -87,7 +89,7 @@ func (fs *flights) ready() error {
 	return nil
 }
 
-func errQueueGone(err error) error {
+func errQueueGone(err error) *inference.Error {
 	return &inference.Error{Code: inference.CodeQueueUnavailable, Retryable: true, Message: "The queue is not available at the moment.", Err: err}
 }
 
@@ -324,11 +326,14 @@ func (fs *flights) Attached(jobID string) {
 	f.goneUntil = later(f.goneUntil, time.Now().Add(attachLease))
 }
 
-// end ends the flight with an error of the ingress's own.
+// end ends the flight with an error of the ingress's own, and the job with it, unless
+// it has just ended otherwise.
 func (fs *flights) end(f *flight, err *inference.Error) {
 	f.mu.Lock()
-	e := &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err, Attempts: 1}
-	f.lost = true
+	e := &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err}
+	if f.held {
+		e.Attempts = 1
+	}
 	f.mu.Unlock()
 	if !f.finish(e, outcomeOf(err)) {
 		return
@@ -338,6 +343,10 @@ func (fs *flights) end(f *flight, err *inference.Error) {
 		fs.side.Go(func() { fs.keepEnd(f, last) })
 	}
 	fs.account(f, e)
+	f.mu.Lock()
+	f.lost = true
+	f.mu.Unlock()
+	fs.side.Go(func() { fs.cancel(f) })
 }
 
 // keepEnd completes what is kept of an answer whose worker cannot do it any more, or
@@ -371,18 +380,6 @@ func (fs *flights) cancel(f *flight) {
 	defer cancel()
 	if err := fs.dispatch.Cancel(ctx, f.job.ID, provider, seq); err != nil {
 		fs.log.Debug("job not taken out of its queue", "job_id", f.job.ID, "error", err)
-	}
-}
-
-// dropBlob removes a request or an answer that travelled as a blob, if it did.
-func (fs *flights) dropBlob(jobID, ref string) {
-	if ref == "" {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := fs.conn.RemoveBlob(ctx, ref); err != nil {
-		fs.log.Debug("blob not removed; its age will", "job_id", jobID, "error", err)
 	}
 }
 

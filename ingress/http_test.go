@@ -2,11 +2,13 @@ package ingress
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -217,8 +219,16 @@ func TestMemoryOfRequestBodiesIsBounded(t *testing.T) {
 	r.chat(`{"model":`).fails(http.StatusBadRequest, inference.CodeInvalidJSON)
 	require.Zero(t, held())
 
-	small := r.chat(plainRequest)
+	chunked := r.request(http.MethodPost, r.server.URL+"/v1/chat/completions", plainRequest)
+	chunked.ContentLength = -1
+	c := r.send(chunked)
 	k := r.take()
+	require.EqualValues(t, len(plainRequest), held(), "also of unknown length")
+	k.succeed("{}")
+	c.whole()
+
+	small := r.chat(plainRequest)
+	k = r.take()
 	require.EqualValues(t, len(plainRequest), held(), "it may have to be published again")
 	k.succeed("{}")
 	small.whole()
@@ -235,7 +245,7 @@ func TestMemoryOfRequestBodiesIsBounded(t *testing.T) {
 	body, sent := io.Pipe()
 	slow := r.request(http.MethodPost, r.server.URL+"/v1/chat/completions", "")
 	slow.Body, slow.ContentLength = body, 900<<10
-	c := r.send(slow)
+	c = r.send(slow)
 	_, err := io.WriteString(sent, "{")
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return held() == firstRead }, soon, time.Millisecond)
@@ -252,15 +262,68 @@ func TestMemoryOfLargeAnswersIsBounded(t *testing.T) {
 	c := r.chat(plainRequest)
 	answer := `{"a":"` + strings.Repeat("x", 3<<20) + `"}`
 	r.take().succeed(answer)
-	select {
+	select { // longer than the object store's client would wait by itself
 	case <-c.resp:
 		require.FailNow(t, "it had to wait")
-	case <-time.After(100 * time.Millisecond):
+	case <-time.After(6 * time.Second):
 	}
 	r.ingress.answers.Release(1 << 20)
 	_, body := c.whole()
 	require.Equal(t, answer, body)
 	require.Eventually(t, func() bool { return r.ingress.answers.TryAcquire(1 << 20) }, soon, time.Millisecond, "it is given back")
+
+	late := r.chat(plainRequest, "X-Sluice-Timeout", "500ms")
+	r.take().succeed(answer)
+	late.fails(http.StatusGatewayTimeout, inference.CodeDeadlineExceeded)
+}
+
+// A client that takes its time to send its body, or leaves meanwhile, has its own part
+// of the blame.
+func TestTheTimeForABodyIsBounded(t *testing.T) {
+	t.Parallel()
+	r := setup(t, func(o *Options) { o.BodyTimeout = 200 * time.Millisecond })
+	r.work()
+	body, sent := io.Pipe()
+	slow := r.request(http.MethodPost, r.server.URL+"/v1/chat/completions", "")
+	slow.Body, slow.ContentLength = body, 100
+	c := r.send(slow)
+	_, err := io.WriteString(sent, "{")
+	require.NoError(t, err)
+	c.fails(http.StatusBadRequest, inference.CodeInvalidRequest)
+	require.NoError(t, sent.Close())
+
+	c = r.chat(plainRequest)
+	k := r.take()
+	time.Sleep(300 * time.Millisecond) // longer than the body may take: the wait for the answer is another matter
+	require.Empty(t, r.cancelled)
+	k.succeed("{}")
+	resp, _ := c.whole()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+}
+
+func TestAClientThatLeavesWhileItsBodyIsStored(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	job := newTestFlight().job
+	job.Candidates, job.Deadline = []inference.Candidate{{Provider: "acme", Model: "m"}}, time.Now().Add(time.Minute)
+	job.Body = make([]byte, 1<<20)
+	_, err := r.ingress.flights.open(ctx, admission{job: job, memory: &share{of: &r.ingress.flights.bodies}})
+	require.Equal(t, inference.CodeCancelled, inference.AsError(err).Code, "it is no fault of the queue")
+}
+
+func TestAPanicIsToldAndAnswered(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	r := setup(t, func(o *Options) {
+		o.Ping = func(context.Context) error { panic("a secret") }
+		o.Logger = slog.New(slog.NewJSONHandler(&log, nil))
+	})
+	r.get("/readyz", "X-Request-Id", "r-1").fails(http.StatusInternalServerError, inference.CodeInternal)
+	require.Contains(t, log.String(), `"request_id":"r-1"`)
+	require.Contains(t, log.String(), "readyz")
+	require.NotContains(t, log.String(), "a secret")
 }
 
 func TestReadersOfEventsAreBounded(t *testing.T) {

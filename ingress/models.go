@@ -78,5 +78,6 @@ func (s *Ingress) writeJSON(w http.ResponseWriter, r *http.Request, v any) {
 		return
 	}
 	w.Header()["Content-Type"] = jsonType
+	limitWrite(w)
 	_, _ = w.Write(body) // the client may be gone; nothing else is to be done
 }

@@ -205,5 +205,6 @@ func (s *Ingress) failTail(w http.ResponseWriter, r *http.Request, out *sseWrite
 		return
 	}
 	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e)
+	s.metrics.failed(statusOf(e), e.Code)
 	_ = out.fail(e, details) // a client that is gone needs no word
 }

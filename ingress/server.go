@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -210,8 +212,26 @@ func (s *Ingress) identified(next http.Handler) http.Handler {
 		if s.draining.Load() {
 			w.Header().Set("Connection", "close") // the client's next request goes elsewhere
 		}
+		defer s.recovered(w, r)
 		next.ServeHTTP(w, r)
 	})
+}
+
+// recovered answers for a handler that panicked, and tells where; what it panicked with
+// may hold a client's words.
+func (s *Ingress) recovered(w http.ResponseWriter, r *http.Request) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		panic(v)
+	}
+	s.log.Error("handler panicked", "request_id", w.Header().Get(requestIDHeader), "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+	if strings.HasPrefix(w.Header().Get("Content-Type"), eventStream) {
+		panic(http.ErrAbortHandler) // a stream that has begun must not look whole
+	}
+	s.fail(w, r, inference.Errorf(inference.CodeInternal, "internal error"), nil)
 }
 
 func newRequestID() string {

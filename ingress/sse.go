@@ -54,14 +54,22 @@ func newSSEWriter(w http.ResponseWriter) *sseWriter {
 	return &sseWriter{w: w, ctrl: http.NewResponseController(w)}
 }
 
+// limitWrite bounds how long a client may take to accept the answer. Not every writer
+// has deadlines; the server's does, and forgets this one with the request.
+func limitWrite(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeMost))
+}
+
 // writeMost is how long a client may take to accept one write before it is cut off; it
 // is put off now and then, not at every write, so it may be a quarter less.
 const writeMost = 2 * time.Minute
 
+const eventStream = "text/event-stream"
+
 // begin sets the headers of an event stream; the first flush sends them.
 func (s *sseWriter) begin() {
 	h := s.w.Header()
-	h.Set("Content-Type", "text/event-stream; charset=utf-8")
+	h.Set("Content-Type", eventStream+"; charset=utf-8")
 	h.Set("Cache-Control", "no-cache")
 	h.Set("X-Accel-Buffering", "no") // asks nginx to pass on what comes when it comes
 	s.head = true

@@ -34,7 +34,9 @@ func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight
 		case r.Context().Err() != nil:
 			return
 		case err != nil:
-			s.failStream(w, r, out, f, inference.AsError(err))
+			e := inference.AsError(err)
+			s.flights.leave(f, inference.OutcomeFailed, e) // nobody is there for the rest
+			s.failStream(w, r, out, f, e)
 			return
 		}
 		if b.End != nil && b.End.Err != nil {

@@ -216,7 +216,10 @@ func TestACallThatNoQueueTakesIsRefusedInTheEnd(t *testing.T) {
 	fs.lookAfter(f, time.Now(), time.Time{})
 	require.True(t, isDone(f))
 	require.Equal(t, inference.CodeQueueUnavailable, f.end.Err.Code)
-	require.Zero(t, fs.count())
+	row := r.row(f.job.ID)
+	require.Equal(t, inference.OutcomeFailed, row.Outcome, "the queue may have had it after all")
+	require.Zero(t, row.Attempts)
+	require.Eventually(t, func() bool { return fs.count() == 0 }, soon, time.Millisecond)
 	fs.lookAfter(f, time.Now(), time.Time{})
 
 	g := newTestFlight()
@@ -224,6 +227,51 @@ func TestACallThatNoQueueTakesIsRefusedInTheEnd(t *testing.T) {
 	g.place.firstSent = time.Now()
 	fs.lookAfter(g, time.Now(), time.Time{})
 	require.WithinDuration(t, time.Now(), g.place.sent, soon, "published again")
+}
+
+// A job that has left its queue without a word is published again, long before its
+// deadline.
+func TestAJobThatVanishedIsPublishedAgain(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.work()
+	c := r.chat(plainRequest)
+	k := r.take()
+	require.NoError(t, k.d.Bury(t.Context(), "acme", "test"))
+	r.puller.Free()
+	again := r.take()
+	require.Equal(t, k.job.ID, again.job.ID)
+	require.Equal(t, 1, again.job.Epoch)
+	v, err := r.answer.Claim(t.Context(), queue.Claim{JobID: again.job.ID, Run: again.run, Worker: "worker01"})
+	require.NoError(t, err)
+	require.Equal(t, queue.VerdictRun, v)
+	again.succeed("{}")
+	resp, _ := c.whole()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+}
+
+// Nobody reads on once a part of the answer is lost, so nobody pays for the rest.
+func TestAStreamWithAHoleEndsItsJob(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.work()
+	c := r.chat(streamRequest)
+	k := r.take()
+	k.events(1, `{"n":1}`)
+	resp := c.response()
+	rec := r.conn.NewRecorder(k.job, k.run, 5)
+	rec.Add([][]byte{[]byte(`{"n":5}`)})
+	require.NoError(t, rec.Finish(t.Context(), &queue.End{JobID: k.job.ID, Run: k.run, LastSeq: 5}))
+	k.events(5, `{"n":5}`) // 2 to 4 are nowhere
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Contains(t, string(body), "events_lost")
+	require.NotContains(t, string(body), "[DONE]")
+	require.Equal(t, k.job.ID, next(t, r.cancelled))
+	k.end(&queue.End{Err: &inference.Error{Code: inference.CodeCancelled}, LastSeq: 5})
+	row := r.row(k.job.ID)
+	require.Equal(t, inference.OutcomeFailed, row.Outcome)
+	require.Equal(t, inference.CodeEventsLost, row.ErrorCode)
 }
 
 // The job of a client that may come back waits for it, and a client that reads the

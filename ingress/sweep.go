@@ -133,10 +133,53 @@ func (fs *flights) sweep(ctx context.Context) {
 				continue // nothing can be heard: silence means nothing
 			}
 			since := fs.streams.since()
+			left := lookUps
 			for _, f := range fs.all() {
 				fs.lookAfter(f, now, since)
+				if left > 0 && f.doubtful(now, since) {
+					left--
+					fs.side.Go(func() { fs.lookUp(ctx, f) })
+				}
 			}
 		}
+	}
+}
+
+// A job can leave its queue without a word to its ingress: a worker gave the ingress up
+// for lost, an operator emptied the queue. So the queue is asked for jobs that nothing
+// was heard of for long, a few at a time.
+const (
+	lookUpEvery = 10 * time.Second // for one job
+	lookUps     = 10               // in one sweep
+)
+
+// doubtful reports whether the queue is to be asked for the job, and notes that it is.
+func (f *flight) doubtful(now, connectedAt time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	heard := later(later(f.heardAt, connectedAt), later(f.place.sent, f.place.askedAt))
+	if f.ended || f.begun || !f.closing.IsZero() || f.place.seq == 0 || !f.place.lostAt.IsZero() || now.Sub(heard) < lookUpEvery {
+		return false
+	}
+	f.place.askedAt = now
+	return true
+}
+
+// lookUp asks the queue for the job, and takes it for lost if it is not there.
+func (fs *flights) lookUp(ctx context.Context, f *flight) {
+	f.mu.Lock()
+	seq, provider := f.place.seq, f.job.Candidate().Provider
+	f.mu.Unlock()
+	there, err := fs.dispatch.Queued(ctx, provider, seq)
+	if err != nil {
+		fs.log.Debug("job not looked up in its queue", "job_id", f.job.ID, "error", err)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !there && f.place.seq == seq && !f.ended && f.place.lostAt.IsZero() {
+		f.place.lostAt = time.Now()
+		fs.log.Warn("job is not in its queue any more", "job_id", f.job.ID, "provider", provider)
 	}
 }
 
@@ -144,14 +187,15 @@ func (fs *flights) sweep(ctx context.Context) {
 type need int
 
 const (
-	needNothing   need = iota
-	needRepeat         // publish the same epoch again: the server has not confirmed it
-	needRefusal        // the queue took nothing for too long
-	needNewEpoch       // the queue lost the job: publish it again
-	needLostError      // the worker is gone and its answer had begun
-	needUsageRow       // the worker's last word did not come
-	needCancel         // the client did not come back
-	needExpiry         // the deadline has passed, and no client of this ingress watches it
+	needNothing    need = iota
+	needRepeat          // publish the same epoch again: the server has not confirmed it
+	needRefusal         // the queue took nothing for too long
+	needNewEpoch        // the queue lost the job: publish it again
+	needLostError       // the worker is gone and its answer had begun
+	needQueueError      // the queue loses the job again and again
+	needUsageRow        // the worker's last word did not come
+	needCancel          // the client did not come back
+	needExpiry          // the deadline has passed, and no client of this ingress watches it
 )
 
 // lookAfter decides under the flight's lock and acts without it.
@@ -180,11 +224,12 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 			fs.log.Warn("job not sent again", "job_id", again.ID, "error", err)
 		}
 	case needRefusal:
-		fs.refuse(f, fs.publishError(nil, f.job))
-		fs.side.Go(func() { fs.cancel(f) }) // the server may have the job after all and only have failed to say so
+		// The server may have the job after all and only have failed to say so: it has a row.
+		fs.end(f, errQueueGone(nil))
 	case needLostError:
 		fs.end(f, answerLost("The worker was lost while it answered."))
-		fs.side.Go(func() { fs.cancel(f) })
+	case needQueueError:
+		fs.end(f, answerLost("The queue lost this request several times."))
 	case needUsageRow:
 		fs.closeUnheard(f)
 	case needCancel:
@@ -214,6 +259,9 @@ func (f *flight) needs(now, connectedAt time.Time) need {
 	case f.place.seq == 0 && !f.begun:
 		return f.unconfirmed(now, connectedAt, silent)
 	case !f.place.lostAt.IsZero() && !f.begun && now.Sub(f.place.lostAt) > lostGrace && silent > aliveFor:
+		if f.job.Epoch >= maxLostRuns {
+			return needQueueError
+		}
 		return needNewEpoch
 	}
 	return needNothing

@@ -158,7 +158,7 @@ type Sim struct {
 
 // Routing configures which provider serves which request.
 type Routing struct {
-	// Providers in the order to try them where several serve a model; those not named follow by name.
+	// Providers in order of preference where several serve a model; those not named follow by name.
 	Order []string `yaml:"order"`
 }
 

@@ -50,6 +50,9 @@ func (v *validator) server() {
 	if c.Server.BodyMemory < c.Server.MaxBodyBytes {
 		v.wrong("must not be less than server.max_body_bytes: such a body could never be taken", "server", "body_memory")
 	}
+	if c.Queue.BodiesMaxBytes < c.Server.MaxBodyBytes {
+		v.wrong("must not be less than server.max_body_bytes: such a body could never be kept", "queue", "bodies_max_bytes")
+	}
 	if c.Server.ResumeWindow > c.Queue.EventsMaxAge {
 		v.wrong("must not be longer than queue.events_max_age: older events cannot be replayed", "server", "resume_window")
 	}

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io"
 	"math/bits"
-	"strconv"
-	"time"
 )
 
 // ErrEventTooLarge says that an event's data exceeds the reader's bound.
@@ -19,9 +17,6 @@ const (
 
 	// maxEmptyReads is how often a source may return nothing before it counts as broken.
 	maxEmptyReads = 100
-
-	// maxRetry bounds the reconnection time that a server may ask for.
-	maxRetry = 24 * time.Hour
 )
 
 // Event is one server-sent event.
@@ -53,7 +48,6 @@ type Reader struct {
 	event  Event
 	ready  bool // event is complete and not yet taken
 	id     string
-	retry  time.Duration
 	begun  bool // the byte order mark is behind us
 	skipLF bool // the last line ended in CR: a line feed that follows belongs to it
 	err    error
@@ -82,9 +76,6 @@ func (r *Reader) Next() (Event, error) {
 
 // Buffered reports whether Next will return an event without reading from the source.
 func (r *Reader) Buffered() bool { return r.parse() }
-
-// Retry returns the reconnection time that the server asked for, zero if it did not.
-func (r *Reader) Retry() time.Duration { return r.retry }
 
 // parse takes complete lines from the buffer until an event is ready.
 func (r *Reader) parse() bool {
@@ -167,8 +158,6 @@ func (r *Reader) take(start, end int) {
 		if string(val) != r.id && bytes.IndexByte(val, 0) < 0 {
 			r.id = string(val)
 		}
-	case "retry":
-		r.setRetry(val)
 	}
 }
 
@@ -188,17 +177,6 @@ func (r *Reader) tooLarge() {
 	r.err = ErrEventTooLarge
 	r.hasData = false
 	r.line, r.scan = r.end, r.end
-}
-
-func (r *Reader) setRetry(val []byte) {
-	for _, b := range val {
-		if b < '0' || b > '9' {
-			return
-		}
-	}
-	if ms, err := strconv.ParseInt(string(val), 10, 64); err == nil && ms <= maxRetry.Milliseconds() {
-		r.retry = time.Duration(ms) * time.Millisecond
-	}
 }
 
 func (r *Reader) dispatch() {

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -74,14 +73,6 @@ func TestReaderParses(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestReaderRetry(t *testing.T) {
-	t.Parallel()
-	r := openaiapi.NewReader(strings.NewReader("retry: 1500\ndata: a\n\nretry: x1\nretry: 99999999999999999999\ndata: b\n\n"), 100)
-	got, _ := readAll(r)
-	require.Len(t, got, 2)
-	require.Equal(t, 1500*time.Millisecond, r.Retry())
 }
 
 func TestReaderBoundsEvents(t *testing.T) {

@@ -62,9 +62,7 @@ func (c *Conn) NewAnswerer(worker string, providers []string, word Word) (*Answe
 
 // Close sends what is still to be sent, and stops hearing.
 func (a *Answerer) Close() {
-	if err := a.events.close(); err != nil {
-		a.conn.log.Warn("last events not sent", "error", err)
-	}
+	a.events.close()
 	for _, sub := range a.subs {
 		_ = sub.Unsubscribe()
 	}
@@ -92,16 +90,11 @@ func (a *Answerer) Events(e *Events) error {
 		second.FirstSeq += uint64(half)
 		return errors.Join(a.Events(&first), a.Events(&second))
 	}
-	// What is pending beside the chunk is little; the question takes the lock of the connection.
+	// Such a chunk is alone in its message; the question takes the lock of the connection.
 	if size > inlineBytes && int64(size+eventsOverhead) > a.conn.nc.MaxPayload() {
 		return inference.Errorf(inference.CodeUpstreamTooLarge, "The provider sent a chunk of %d bytes, which is more than can be passed on.", size)
 	}
-	return a.events.with(IngressOf(e.JobID), func(g *gatherer) error {
-		if size <= gatherBytes {
-			return g.add(e)
-		}
-		return errors.Join(g.flush(), g.add(e)) // alone in its message
-	})
+	return a.events.with(IngressOf(e.JobID), func(g *gatherer) error { return g.add(e, size) })
 }
 
 // TooLarge reports whether the end's body does not fit in a message.
@@ -124,9 +117,7 @@ func (a *Answerer) StoreAnswer(ctx context.Context, e *End) error {
 // that the ingress has taken it, and until then the worker repeats it.
 func (a *Answerer) End(e *End) error {
 	if e.LastSeq > 0 {
-		if err := a.events.with(IngressOf(e.JobID), (*gatherer).flush); err != nil {
-			return fmt.Errorf("send end of job %s: %w", e.JobID, err)
-		}
+		_ = a.events.with(IngressOf(e.JobID), func(g *gatherer) error { g.flush(); return nil }) // it never fails
 	}
 	if err := a.conn.nc.Publish(replySubject(whatEnd, e.JobID), e.encode()); err != nil {
 		return fmt.Errorf("send end of job %s: %w", e.JobID, err)
@@ -138,13 +129,17 @@ func (a *Answerer) End(e *End) error {
 const claimTimeout = 2 * time.Second
 
 // Claim asks the job's ingress whether a job that was handed out before is still
-// wanted. The error wraps ErrNoIngress when nobody answers.
+// wanted. The error wraps ErrNoIngress when nobody hears the question; when it is heard
+// and not judged in time, or lost with the connection, the error is another one.
 func (a *Answerer) Claim(ctx context.Context, c Claim) (Verdict, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	m, err := a.conn.nc.RequestWithContext(ctx, replySubject(whatClaim, c.JobID), c.encode())
-	if err != nil {
+	if errors.Is(err, nats.ErrNoResponders) {
 		return 0, fmt.Errorf("claim job %s: %w: %w", c.JobID, ErrNoIngress, err)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("claim job %s: %w", c.JobID, err)
 	}
 	if len(m.Data) != 1 {
 		return 0, fmt.Errorf("claim job %s: %w", c.JobID, errFrame)
@@ -176,10 +171,7 @@ func (a *Answerer) Hold(jobs []HeldJob) error {
 
 // IngressGone reports whether nobody at all hears what is said to the job's ingress.
 func (a *Answerer) IngressGone(ctx context.Context, jobID string) bool {
-	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
-	defer cancel()
 	// The zero run is earlier than any other, so the claim changes nothing.
-	c := Claim{JobID: jobID, Worker: a.worker}
-	_, err := a.conn.nc.RequestWithContext(ctx, replySubject(whatClaim, jobID), c.encode())
-	return errors.Is(err, nats.ErrNoResponders)
+	_, err := a.Claim(ctx, Claim{JobID: jobID, Worker: a.worker})
+	return errors.Is(err, ErrNoIngress)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -16,6 +17,12 @@ import (
 // NATS's default payload of 1 MB, and keeps large bodies out of the memory of the
 // job streams.
 const inlineBytes = 256 << 10
+
+// blobTimeout bounds the reading of one blob.
+const blobTimeout = time.Minute
+
+// ErrNoBlob says that there is no blob of the name.
+var ErrNoBlob = errors.New("no such blob")
 
 // ErrBlobTooLarge says that a blob holds more than the reader was ready to take.
 var ErrBlobTooLarge = errors.New("blob larger than its bound")
@@ -73,18 +80,24 @@ func (b *blobs) get(ctx context.Context, name string, admit func(size int64) err
 	if err != nil {
 		return nil, err
 	}
-	obj, err := store.Get(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
+	info, err := store.GetInfo(ctx, name)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, ErrNoBlob)
 	}
-	defer obj.Close()
-	info, err := obj.Info()
 	if err != nil {
 		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
 	}
 	if err := admit(int64(min(info.Size, math.MaxInt64))); err != nil {
 		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
 	}
+	// Without a deadline of ours the library sets a short one for the whole reading.
+	ctx, cancel := context.WithTimeout(ctx, blobTimeout)
+	defer cancel()
+	obj, err := store.Get(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
+	}
+	defer obj.Close()
 	body := make([]byte, info.Size)
 	if _, err := io.ReadFull(obj, body); err != nil {
 		return nil, fmt.Errorf("fetch blob %s: %w", name, err)

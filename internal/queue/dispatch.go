@@ -133,13 +133,49 @@ func (d *Dispatcher) Cancel(ctx context.Context, jobID, provider string, seq uin
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	req := fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq)
-	msg, err := d.conn.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.DELETE."+jobStream(provider), req)
+	reply, err := d.conn.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.DELETE."+jobStream(provider), req)
 	if err != nil {
 		return fmt.Errorf("remove job %s from its queue: %w", jobID, err)
 	}
 	// A message that is gone was taken, finished or removed already: as wished.
-	_ = msg
+	if code, text := apiError(reply.Data); code != 0 && !goneCode(code) {
+		return fmt.Errorf("remove job %s from its queue: %s (%d)", jobID, text, code)
+	}
 	return nil
+}
+
+// Queued reports whether the provider's queue still has the message that was given
+// this place, waiting or in a worker's hands.
+func (d *Dispatcher) Queued(ctx context.Context, provider string, seq uint64) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	reply, err := d.conn.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+jobStream(provider), fmt.Appendf(nil, `{"seq":%d}`, seq))
+	if err != nil {
+		return false, fmt.Errorf("look for message %d of %s: %w", seq, jobStream(provider), err)
+	}
+	switch code, text := apiError(reply.Data); {
+	case code == 0:
+		return true, nil
+	case goneCode(code):
+		return false, nil
+	default:
+		return false, fmt.Errorf("look for message %d of %s: %s (%d)", seq, jobStream(provider), text, code)
+	}
+}
+
+// codeSequenceNotFound is what the server says of a message to delete that is not there.
+const codeSequenceNotFound jetstream.ErrorCode = 10043
+
+// goneCode says that there is no such message, or not even its stream.
+func goneCode(c jetstream.ErrorCode) bool {
+	return c == jetstream.JSErrCodeMessageNotFound || c == codeSequenceNotFound || c == jetstream.JSErrCodeStreamNotFound
+}
+
+// apiError reads the error of a JetStream API's answer; code zero means that there is
+// none.
+func apiError(reply []byte) (code jetstream.ErrorCode, text string) {
+	e := gjson.GetBytes(reply, "error")
+	return jetstream.ErrorCode(e.Get("err_code").Uint()), e.Get("description").Str
 }
 
 // Settle tells a worker that the ends of these jobs are taken and accounted for, so

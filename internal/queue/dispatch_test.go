@@ -74,7 +74,16 @@ func TestCancelTakesAQueuedJobOutAndTellsTheWorkers(t *testing.T) {
 
 	j := testJob("{}")
 	p := publish(t, d, e, j)
+	queued := func(provider string, seq uint64) bool {
+		there, err := d.Queued(t.Context(), provider, seq)
+		require.NoError(t, err)
+		return there
+	}
+	require.True(t, queued(testProvider, p.seq))
+	require.False(t, queued(testProvider, p.seq+1))
+	require.False(t, queued("nobody", p.seq), "its queue is gone as a whole")
 	require.NoError(t, d.Cancel(t.Context(), j.ID, testProvider, p.seq))
+	require.False(t, queued(testProvider, p.seq))
 	require.Equal(t, j.ID, receive(t, w.cancelled))
 	hasDepth(t, c, Depth{}) // the message is gone
 	require.NoError(t, d.Cancel(t.Context(), j.ID, testProvider, p.seq), "a message that is gone already is as wished")
@@ -221,7 +230,7 @@ func TestBlobs(t *testing.T) {
 
 	require.NoError(t, c.RemoveBlob(t.Context(), ref))
 	_, err = c.FetchBlob(t.Context(), ref, 5<<20)
-	require.ErrorIs(t, err, jetstream.ErrObjectNotFound)
+	require.ErrorIs(t, err, ErrNoBlob)
 	require.NoError(t, c.RemoveBlob(t.Context(), ref), "removing it twice is no error")
 }
 
@@ -289,9 +298,6 @@ func TestEnsureQueueTellsWhenTheStreamWasMade(t *testing.T) {
 
 	_, err = c.EnsureQueue(t.Context(), "second", 1)
 	require.NoError(t, err)
-	queues, err := c.Queues(t.Context())
-	require.NoError(t, err)
-	require.ElementsMatch(t, []string{testProvider, "second"}, queues)
 	d, err := c.Depth(t.Context(), "second")
 	require.NoError(t, err)
 	require.Equal(t, Depth{}, d, "a queue without a worker yet")

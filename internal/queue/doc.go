@@ -10,8 +10,11 @@
 // The path of one job, with the file that holds each step:
 //
 //	dispatch.go   ingress → job stream            (headers in jobmsg.go, large bodies in blobs.go)
-//	pull.go       job stream → worker             (acknowledged through delivery.go)
+//	pull.go       job stream → worker, and its acknowledgement
 //	answer.go     worker → ingress                (events, end, claims; bytes in frames.go)
+//	gather.go     the events of many streams in one message
+//	listen.go     events → an ingress that did not accept the job
 //	record.go     worker → event stream           (blocks of events for replay, read by replay.go)
+//	presence.go   worker → all ingresses: what it serves
 //	ledger.go     ingress or worker → usage stream → database
 package queue

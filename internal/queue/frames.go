@@ -67,8 +67,8 @@ type Verdict byte
 // The verdicts on a claim.
 const (
 	VerdictRun  Verdict = 1 + iota // run it: the earlier run is lost and nothing of it was shown
-	VerdictWait                    // the earlier run is alive: put the job back for a moment
-	VerdictDrop                    // nobody waits for it any more, or its answer has begun
+	VerdictWait                    // the earlier run is alive, or not accounted for: put the job back for a moment
+	VerdictDrop                    // nobody needs its message any more
 )
 
 // Held tells an ingress which of its jobs a worker holds.

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -30,14 +29,16 @@ type gatherer struct {
 	sent    time.Time
 	armed   bool // timer is to send what is pending
 	timer   *time.Timer
-	err     error // of a message that the timer could not send
 }
 
-// add sends the chunks now, or together with others within gatherFor. The first chunk
-// of an answer never waits. An error may be of chunks that were added before.
-func (g *gatherer) add(e *Events) error {
+// add sends the chunks, of so many bytes, now or together with others within
+// gatherFor. The first chunk of an answer never waits.
+func (g *gatherer) add(e *Events, size int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if len(g.pending.b)+size > gatherBytes {
+		g.sendOthers()
+	}
 	g.append(e)
 	wait := gatherFor - time.Since(g.sent)
 	if e.FirstSeq <= 1 || wait <= 0 || len(g.pending.b) > gatherBytes {
@@ -51,7 +52,7 @@ func (g *gatherer) add(e *Events) error {
 			g.timer.Reset(wait)
 		}
 	}
-	return g.take()
+	return nil
 }
 
 // append frames the chunks behind what is pending. The caller holds mu.
@@ -66,38 +67,40 @@ func (g *gatherer) append(e *Events) {
 }
 
 // flush sends what is pending, so that what is said next comes after it.
-func (g *gatherer) flush() error {
+func (g *gatherer) flush() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.send()
+	g.sendOthers()
 }
 
 func (g *gatherer) due() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.armed = false
-	g.err = errors.Join(g.err, g.send())
+	g.sendOthers()
+}
+
+// sendOthers sends what is pending where the caller's own chunks are not among it. An
+// error is of no use to the caller: whoever misses the chunks reads them from the kept
+// events. The caller holds mu.
+func (g *gatherer) sendOthers() {
+	if err := g.send(); err != nil {
+		g.conn.log.Warn("events not sent", "subject", g.subject, "error", err)
+	}
 }
 
 // send publishes what is pending. The caller holds mu.
 func (g *gatherer) send() error {
 	if len(g.pending.b) == 0 {
-		return g.take()
+		return nil
 	}
 	err := g.conn.nc.Publish(g.subject, g.pending.b)
 	g.sent = time.Now()
 	g.pending.b, g.item.b = reuse(g.pending.b), reuse(g.item.b)
 	if err != nil {
-		err = fmt.Errorf("send events: %w", err)
+		return fmt.Errorf("send events: %w", err)
 	}
-	return errors.Join(err, g.take())
-}
-
-// take returns the error of an earlier message, once. The caller holds mu.
-func (g *gatherer) take() error {
-	err := g.err
-	g.err = nil
-	return err
+	return nil
 }
 
 // reuse empties a buffer, and lets go of one that is larger than is often needed.
@@ -130,9 +133,8 @@ func (gs *gatherers) with(ingress string, fn func(*gatherer) error) error {
 	gs.mu.RUnlock()
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
-	var err error
 	if len(gs.byIngress) >= maxGatherers {
-		err = gs.flush()
+		gs.flush()
 		gs.byIngress = nil
 	}
 	if gs.byIngress == nil {
@@ -143,20 +145,18 @@ func (gs *gatherers) with(ingress string, fn func(*gatherer) error) error {
 		g = &gatherer{conn: gs.conn, subject: eventsReply(ingress, gs.worker)}
 		gs.byIngress[ingress] = g
 	}
-	return errors.Join(err, fn(g))
+	return fn(g)
 }
 
 // close sends what is pending.
-func (gs *gatherers) close() error {
+func (gs *gatherers) close() {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
-	return gs.flush()
+	gs.flush()
 }
 
-func (gs *gatherers) flush() error {
-	var errs []error
+func (gs *gatherers) flush() {
 	for _, g := range gs.byIngress {
-		errs = append(errs, g.flush())
+		g.flush()
 	}
-	return errors.Join(errs...)
 }

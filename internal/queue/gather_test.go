@@ -43,6 +43,14 @@ func pendingOn(t *testing.T, c *Conn, sub *nats.Subscription) int {
 	return n
 }
 
+func add(g *gatherer, e *Events) error {
+	size := 0
+	for _, c := range e.Chunks {
+		size += len(c)
+	}
+	return g.add(e, size)
+}
+
 // hold makes the gatherer wait, as if a message had just been sent, for a long while.
 func hold(g *gatherer) error {
 	g.mu.Lock()
@@ -58,12 +66,12 @@ func TestChunksShareAMessageUnderLoad(t *testing.T) {
 	g := &gatherer{conn: c, subject: eventsReply(testIngress, "worker01")}
 	require.NoError(t, hold(g))
 	a, b := NewJobID(testIngress, time.Now()), NewJobID(testIngress, time.Now())
-	require.NoError(t, g.add(chunksOf(a, 2, "a2")))
-	require.NoError(t, g.add(chunksOf(b, 5, "b5", "b6")))
-	require.NoError(t, g.add(chunksOf(a, 3, "a3")))
+	require.NoError(t, add(g, chunksOf(a, 2, "a2")))
+	require.NoError(t, add(g, chunksOf(b, 5, "b5", "b6")))
+	require.NoError(t, add(g, chunksOf(a, 3, "a3")))
 	require.Zero(t, pendingOn(t, c, sub), "they wait for each other")
 
-	require.NoError(t, g.add(chunksOf(b, 1, "b1")))
+	require.NoError(t, add(g, chunksOf(b, 1, "b1")))
 	m, err := sub.NextMsg(soon)
 	require.NoError(t, err, "a first chunk waits for nobody, and takes along what waits")
 	var got []string
@@ -78,13 +86,13 @@ func TestChunksShareAMessageUnderLoad(t *testing.T) {
 	g.mu.Lock()
 	g.sent = time.Now()
 	g.mu.Unlock()
-	require.NoError(t, g.add(chunksOf(a, 4, "a4")))
+	require.NoError(t, add(g, chunksOf(a, 4, "a4")))
 	m, err = sub.NextMsg(soon)
 	require.NoError(t, err, "what waits is sent when its time has come")
 	require.NotEmpty(t, m.Data)
 
 	require.NoError(t, hold(g))
-	require.NoError(t, g.add(chunksOf(a, 5, string(make([]byte, gatherBytes)))))
+	require.NoError(t, add(g, chunksOf(a, 5, string(make([]byte, gatherBytes)))))
 	require.Equal(t, 1, pendingOn(t, c, sub), "much is sent at once")
 }
 
@@ -93,7 +101,7 @@ func TestAChunkAloneIsSentAtOnce(t *testing.T) {
 	c := setup(t)
 	sub := wire(t, c)
 	g := &gatherer{conn: c, subject: eventsReply(testIngress, "worker01"), sent: time.Now().Add(-gatherFor)}
-	require.NoError(t, g.add(chunksOf(NewJobID(testIngress, time.Now()), 9, "x")))
+	require.NoError(t, add(g, chunksOf(NewJobID(testIngress, time.Now()), 9, "x")))
 	require.False(t, g.armed)
 	require.Equal(t, 1, pendingOn(t, c, sub))
 }
@@ -165,16 +173,34 @@ func TestAnEndTakesAlongWhatWaits(t *testing.T) {
 	require.NoError(t, err, "also a worker that stops")
 }
 
-func TestAnErrorOfTheTimerIsTold(t *testing.T) {
+// What the timer cannot send is nobody's fault who adds later: readers find it among
+// the kept events.
+func TestAnErrorIsToldToWhoeverItConcerns(t *testing.T) {
 	t.Parallel()
 	c := setup(t)
 	g := &gatherer{conn: c, subject: eventsReply(testIngress, "worker01")}
 	require.NoError(t, hold(g))
 	id := NewJobID(testIngress, time.Now())
-	require.NoError(t, g.add(chunksOf(id, 2, "x")))
+	require.NoError(t, add(g, chunksOf(id, 2, "x")))
 	c.Close()
 	g.due()
-	require.ErrorIs(t, g.add(chunksOf(id, 3, "y")), nats.ErrConnectionClosed)
+	require.NoError(t, hold(g))
+	require.NoError(t, add(g, chunksOf(id, 3, "y")), "the error was another's")
+	require.ErrorIs(t, add(g, chunksOf(id, 1, "z")), nats.ErrConnectionClosed)
+}
+
+// A chunk that only just fits in a message is not kept from it by others' chunks.
+func TestALargeChunkTravelsAlone(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	sub := wire(t, c)
+	g := &gatherer{conn: c, subject: eventsReply(testIngress, "worker01")}
+	require.NoError(t, hold(g))
+	large := string(make([]byte, c.nc.MaxPayload()-eventsOverhead))
+	require.NoError(t, add(g, chunksOf(NewJobID(testIngress, time.Now()), 2, "small")))
+	require.NoError(t, add(g, chunksOf(NewJobID(testIngress, time.Now()), 7, large)))
+	require.Equal(t, 2, pendingOn(t, c, sub))
+	require.Zero(t, cap(g.pending.b)+cap(g.item.b), "so large a buffer is not kept")
 }
 
 func TestGatherersAreBounded(t *testing.T) {
@@ -183,7 +209,7 @@ func TestGatherersAreBounded(t *testing.T) {
 	sub := wire(t, c)
 	gs := &gatherers{conn: c, worker: "worker01"}
 	require.NoError(t, gs.with(testIngress, hold))
-	require.NoError(t, gs.with(testIngress, func(g *gatherer) error { return g.add(chunksOf(NewJobID(testIngress, time.Now()), 2, "x")) }))
+	require.NoError(t, gs.with(testIngress, func(g *gatherer) error { return add(g, chunksOf(NewJobID(testIngress, time.Now()), 2, "x")) }))
 	for n := range maxGatherers {
 		require.NoError(t, gs.with(fmt.Sprintf("other%d", n), func(*gatherer) error { return nil }))
 	}

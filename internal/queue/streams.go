@@ -79,20 +79,3 @@ func (c *Conn) Depth(ctx context.Context, provider string) (Depth, error) {
 	info := cons.CachedInfo()
 	return Depth{Waiting: int(info.NumPending), Running: info.NumAckPending}, nil
 }
-
-// Queues lists the providers that have a job stream.
-func (c *Conn) Queues(ctx context.Context) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	var providers []string
-	names := c.js.StreamNames(ctx)
-	for name := range names.Name() {
-		if p, ok := providerOfStream(name); ok {
-			providers = append(providers, p)
-		}
-	}
-	if err := names.Err(); err != nil {
-		return nil, fmt.Errorf("list streams: %w", err)
-	}
-	return providers, nil
-}

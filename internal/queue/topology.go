@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/binary"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -206,9 +205,4 @@ func (l Limits) dead() jetstream.StreamConfig {
 		MaxBytes:    256 << 20,
 		MaxAge:      l.DeadLetterAge,
 	}
-}
-
-// providerOfStream returns the provider whose job stream has this name.
-func providerOfStream(name string) (string, bool) {
-	return strings.CutPrefix(name, jobStreamStart)
 }

@@ -1,5 +1,5 @@
-// Package routing decides which providers can serve a model, and in which order to
-// try them. It is pure: the same table and the same question give the same answer.
+// Package routing decides which providers can serve a model, and which is preferred. It
+// is pure: the same table and the same question give the same answer.
 package routing
 
 import (
@@ -46,7 +46,7 @@ const (
 	notAtAll
 )
 
-// Route returns the candidates for a model, best first: providers with a live worker
+// Route returns who can serve a model, the preferred one first: providers with a live worker
 // before those without, an exact name before a glob, then the configured order. A
 // model may also be written "provider/model" to name its provider.
 func (t Table) Route(model string) []inference.Candidate {
