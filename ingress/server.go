@@ -225,11 +225,11 @@ func (s *Ingress) recovered(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
-		panic(v)
+		panic(v) //nolint:forbidigo // it is the server's own way to end a connection
 	}
 	s.log.Error("handler panicked", "request_id", w.Header().Get(requestIDHeader), "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
 	if strings.HasPrefix(w.Header().Get("Content-Type"), eventStream) {
-		panic(http.ErrAbortHandler) // a stream that has begun must not look whole
+		panic(http.ErrAbortHandler) //nolint:forbidigo // a stream that has begun must not look whole
 	}
 	s.fail(w, r, inference.Errorf(inference.CodeInternal, "internal error"), nil)
 }
