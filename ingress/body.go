@@ -2,8 +2,10 @@ package ingress
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -50,25 +52,66 @@ func (s *share) release() {
 // the body does: a client that announces much and sends little holds little.
 const firstRead = 64 << 10
 
+// incoming is the body of a request that has one. Go's server reads what a handler left
+// of a body before it sends the answer, and so would wait for a client that sends
+// nothing; and it cuts off a client that still sends, which then never sees the answer.
+type incoming struct {
+	io.ReadCloser
+	ended bool // it was read to its end, or to an error
+}
+
+func (b *incoming) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.ended = b.ended || err != nil
+	return n, err
+}
+
+// closing makes the server answer at once although the body was not read.
+func (b *incoming) closing(w http.ResponseWriter) {
+	if !b.ended {
+		w.Header().Set("Connection", "close")
+	}
+}
+
+// Bounds of what is read of a body that nobody wants, after the answer.
+const (
+	lingerFor   = 2 * time.Second
+	lingerBytes = 64 << 20
+)
+
+// linger takes what the client still sends, for a while, so that it comes to read the
+// answer.
+func (b *incoming) linger(w http.ResponseWriter) {
+	if b.ended {
+		return
+	}
+	ctrl := http.NewResponseController(w)
+	if ctrl.Flush() != nil || ctrl.SetReadDeadline(time.Now().Add(lingerFor)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, b, lingerBytes) // how it ends is of no interest
+}
+
 // readBody reads the request's body whole before anything else is done with it: a
 // body that is handed on while the answer has begun is closed by Go's server. The
-// body's memory is counted in mem, which the caller releases.
-func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share) (body []byte, err error) {
-	defer func() {
-		if err != nil {
-			w.Header().Set("Connection", "close") // or the server would wait for the rest before it answers
-		}
-	}()
+// body's memory is counted in mem, which the caller releases. The request's deadline
+// holds for its body, too.
+func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share, deadline time.Time) (body []byte, err error) {
 	if r.ContentLength > s.opt.MaxBodyBytes {
 		return nil, s.errTooLarge()
 	}
 	if ce := r.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
 		return nil, inference.Errorf(inference.CodeInvalidRequest, "A request body with a Content-Encoding is not taken. Send it as plain JSON.")
 	}
+	limit := time.Now().Add(s.opt.BodyTimeout)
+	late := fmt.Sprintf("The request body did not come within %s.", s.opt.BodyTimeout)
+	if deadline.Before(limit) {
+		limit, late = deadline, "The request body did not come within the request's deadline."
+	}
 	// The time for the body must not run on into the wait for the answer. Not every
 	// writer has deadlines; the server's does.
 	ctrl := http.NewResponseController(w)
-	_ = ctrl.SetReadDeadline(time.Now().Add(s.opt.BodyTimeout))
+	_ = ctrl.SetReadDeadline(limit)
 	from := http.MaxBytesReader(w, r.Body, s.opt.MaxBodyBytes)
 	for {
 		if len(body) == cap(body) {
@@ -86,6 +129,8 @@ func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share) (
 			return trimmed(body, mem), nil
 		case isTooLarge(err):
 			return nil, s.errTooLarge()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, &inference.Error{Code: inference.CodeDeadlineExceeded, Message: late, Retryable: true}
 		case err != nil:
 			return nil, &inference.Error{Code: inference.CodeInvalidRequest, Message: "The request body could not be read to its end.", Err: err}
 		}

@@ -68,7 +68,7 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, now time.Time) (
 			memory.release()
 		}
 	}()
-	body, err := s.readBody(w, r, memory)
+	body, err := s.readBody(w, r, memory, now.Add(timeout))
 	if err != nil {
 		return admission{}, err
 	}

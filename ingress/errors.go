@@ -99,7 +99,7 @@ func writeError(w http.ResponseWriter, e *inference.Error, details map[string]an
 	switch {
 	case e.RetryAfter > 0:
 		h.Set("Retry-After", strconv.Itoa(ceilSeconds(e.RetryAfter)))
-	case statusOf(e) == http.StatusServiceUnavailable:
+	case statusOf(e) == http.StatusServiceUnavailable, statusOf(e) == http.StatusTooManyRequests:
 		h.Set("Retry-After", "1")
 	}
 	if e.Code == inference.CodeUnauthenticated {

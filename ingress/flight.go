@@ -24,6 +24,7 @@ type flight struct {
 	place    place
 	run      queue.Run // the run that counts; zero until one is heard of
 	held     bool      // a worker has said that it works on the run
+	heldAt   time.Time // when one first said so
 	heardAt  time.Time // the last word about the run
 	lost     bool      // no more is expected of whoever held it
 	lostRuns int
@@ -94,6 +95,9 @@ func (f *flight) holds(run queue.Run, now time.Time) {
 	defer f.mu.Unlock()
 	if f.run != (queue.Run{}) && run != f.run {
 		return // only a claim moves a job from one run to the next
+	}
+	if f.heldAt.IsZero() {
+		f.heldAt = now
 	}
 	f.run, f.held, f.heardAt = run, true, now
 }
@@ -183,6 +187,9 @@ func (f *flight) leave(outcome inference.Outcome, err *inference.Error, now time
 	f.end = &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err}
 	if f.held {
 		f.end.Attempts = 1
+	}
+	if !f.heldAt.IsZero() {
+		f.end.Elapsed = now.Sub(f.heldAt) // or the wait for the provider would seem to be the queue's
 	}
 	close(f.done)
 	return true

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -9,7 +10,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +210,20 @@ func TestTooManyInFlight(t *testing.T) {
 	c.whole()
 }
 
+func TestTheWaitForAProviderIsNotTheQueues(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.work()
+	c := r.chat(plainRequest, "X-Sluice-Timeout", "2s")
+	k := r.take()
+	require.NoError(t, r.answer.Hold([]queue.HeldJob{{JobID: k.job.ID, Run: k.run}}))
+	resp := c.fails(http.StatusGatewayTimeout, inference.CodeDeadlineExceeded)
+	ms, err := strconv.Atoi(resp.Header.Get("X-Sluice-Queue-Ms"))
+	require.NoError(t, err)
+	require.Less(t, ms, 1500)
+	require.Equal(t, "1", resp.Header.Get("X-Sluice-Attempts"))
+}
+
 func TestMemoryOfRequestBodiesIsBounded(t *testing.T) {
 	t.Parallel()
 	r := setup(t, func(o *Options) { o.BodyMemory = 1 << 20 })
@@ -289,7 +306,7 @@ func TestTheTimeForABodyIsBounded(t *testing.T) {
 	c := r.send(slow)
 	_, err := io.WriteString(sent, "{")
 	require.NoError(t, err)
-	c.fails(http.StatusBadRequest, inference.CodeInvalidRequest)
+	c.fails(http.StatusGatewayTimeout, inference.CodeDeadlineExceeded)
 	require.NoError(t, sent.Close())
 
 	c = r.chat(plainRequest)
@@ -299,6 +316,67 @@ func TestTheTimeForABodyIsBounded(t *testing.T) {
 	k.succeed("{}")
 	resp, _ := c.whole()
 	require.Equal(t, http.StatusOK, resp.StatusCode)
+}
+
+func TestARequestsDeadlineHoldsForItsBody(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	body, sent := io.Pipe()
+	slow := r.request(http.MethodPost, r.server.URL+"/v1/chat/completions", "", "X-Sluice-Timeout", "200ms")
+	slow.Body, slow.ContentLength = body, 100
+	c := r.send(slow)
+	c.fails(http.StatusGatewayTimeout, inference.CodeDeadlineExceeded)
+	require.NoError(t, sent.Close())
+}
+
+// Whoever announces a body that nobody will read is answered at once, and cannot hold
+// the connection; whoever sends all of it before it reads gets to see the answer.
+func TestBodiesThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	for name, c := range map[string]struct{ head, status string }{
+		"no key":         {"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{", "401"},
+		"chunked":        {"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", "401"},
+		"no path":        {"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", "404"},
+		"path not clean": {"POST //v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", "404"},
+		"no method":      {"PUT /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", "405"},
+		"with a get":     {"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", "200"},
+		"too large":      {"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + r.key + "\r\nContent-Length: 10000000\r\n\r\n", "413"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := dialServer(t, r)
+			_, err := io.WriteString(conn, c.head)
+			require.NoError(t, err)
+			before := time.Now()
+			line, err := bufio.NewReader(conn).ReadString('\n')
+			require.NoError(t, err)
+			require.Contains(t, line, " "+c.status+" ")
+			require.Less(t, time.Since(before), lingerFor)
+			_, err = io.Copy(io.Discard, conn)
+			require.NoError(t, err)
+			require.Less(t, time.Since(before), 10*lingerFor, "the connection is closed")
+		})
+	}
+
+	conn := dialServer(t, r)
+	const size = 10_000_000
+	_, err := io.WriteString(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+r.key+"\r\nContent-Length: 10000000\r\n\r\n")
+	require.NoError(t, err)
+	_, err = conn.Write(make([]byte, size))
+	require.NoError(t, err)
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, " 413 ")
+}
+
+func dialServer(t *testing.T, r *rig) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.server.Listener.Addr().String())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	require.NoError(t, conn.SetDeadline(time.Now().Add(2*soon)))
+	return conn
 }
 
 func TestAClientThatLeavesWhileItsBodyIsStored(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 	"sluice/store"
 )
 
-// models serves GET /v1/models: every model with a name of its own that the key may
-// use. Globs stand for models that are not known by name, so they are not listed.
+// models serves GET /v1/models: every model known by name that the key may use. Globs
+// stand for models that are not, so they are not listed.
 func (s *Ingress) models(w http.ResponseWriter, r *http.Request) {
 	key, err := s.keys.authenticate(r)
 	if err != nil {
@@ -53,6 +53,11 @@ func (s *Ingress) modelsOf(key store.Key) []openaiapi.Model {
 			if _, taken := owners[m]; !taken && !isGlob(m) && mayUse(key, m) {
 				owners[m] = p.Name
 			}
+		}
+	}
+	for _, m := range key.Models { // what the key names and only a glob covers is known by name now
+		if candidates := s.workers.table.Load().Route(m); !isGlob(m) && owners[m] == "" && len(candidates) > 0 {
+			owners[m] = candidates[0].Provider
 		}
 	}
 	list := make([]openaiapi.Model, 0, len(owners))

@@ -308,6 +308,7 @@ func TestModelsThatAKeyMaySee(t *testing.T) {
 	}
 	require.Equal(t, []string{"[odd@a", "m1@a", "m2@b", "shared@a"}, ids(store.Key{}))
 	require.Equal(t, []string{"m1@a", "m2@b"}, ids(store.Key{Models: []string{"m?"}}))
+	require.Equal(t, []string{"glob-9@b", "m1@a"}, ids(store.Key{Models: []string{"m1", "glob-9", "glob-x*", "unknown"}}))
 	require.Empty(t, ids(store.Key{Models: []string{"nothing"}}))
 }
 

@@ -175,16 +175,16 @@ func (s *Ingress) tail(w http.ResponseWriter, r *http.Request, t *tailing) {
 		case r.Context().Err() != nil:
 			return
 		case err != nil:
-			s.failTail(w, r, out, t, inference.AsError(err))
-			return
-		case b.End != nil && b.End.Err != nil:
-			s.failTail(w, r, out, t, b.End.Err)
+			s.failTail(w, r, out, t, inference.AsError(err), batch{})
 			return
 		case b.End != nil && b.First > b.End.LastSeq+2:
-			s.failTail(w, r, out, t, errEventID()) // there never was an event of this id
+			s.failTail(w, r, out, t, errEventID(), batch{}) // there never was an event of this id
 			return
 		case b.End != nil && !out.head && b.First == b.End.LastSeq+2:
 			w.WriteHeader(http.StatusNoContent) // the client has it all; an EventSource stops here
+			return
+		case b.End != nil && b.End.Err != nil:
+			s.failTail(w, r, out, t, b.End.Err, b)
 			return
 		case len(b.Chunks) == 0 && b.End == nil:
 			t.feed.look() // whoever should send live events may be gone
@@ -198,13 +198,16 @@ func (s *Ingress) tail(w http.ResponseWriter, r *http.Request, t *tailing) {
 	}
 }
 
-func (s *Ingress) failTail(w http.ResponseWriter, r *http.Request, out *sseWriter, t *tailing, e *inference.Error) {
+func (s *Ingress) failTail(w http.ResponseWriter, r *http.Request, out *sseWriter, t *tailing, e *inference.Error, b batch) {
 	details := map[string]any{"job_id": t.jobID}
+	if b.End != nil && b.End.Provider != "" {
+		details["provider"] = b.End.Provider
+	}
 	if !out.head {
 		s.fail(w, r, e, details)
 		return
 	}
-	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e)
+	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e, details)
 	s.metrics.failed(statusOf(e), e.Code)
-	_ = out.fail(e, details) // a client that is gone needs no word
+	_ = out.fail(e, details, b) // a client that is gone needs no word
 }

@@ -183,7 +183,7 @@ func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) 
 
 // Handler returns the HTTP handler of the public API.
 func (s *Ingress) Handler() http.Handler {
-	r := mux.NewRouter()
+	r := mux.NewRouter().SkipClean(true) // a path that is not clean is a wrong one: no redirect would keep the body
 	r.HandleFunc("/v1/chat/completions", s.chat).Methods(http.MethodPost)
 	r.HandleFunc("/v1/chat/completions/{id}/events", s.resume).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models", s.models).Methods(http.MethodGet)
@@ -211,6 +211,14 @@ func (s *Ingress) identified(next http.Handler) http.Handler {
 		w.Header()[requestIDHeader] = []string{id}
 		if s.draining.Load() {
 			w.Header().Set("Connection", "close") // the client's next request goes elsewhere
+		}
+		if r.ContentLength != 0 {
+			body := &incoming{ReadCloser: r.Body}
+			r.Body = body
+			defer body.linger(w)
+			if r.Method != http.MethodPost {
+				body.closing(w) // nobody will read it
+			}
 		}
 		defer s.recovered(w, r)
 		next.ServeHTTP(w, r)
@@ -278,14 +286,17 @@ func (s *Ingress) methodNotAllowed(router *mux.Router, w http.ResponseWriter, r 
 // fail answers with an error and logs it once.
 func (s *Ingress) fail(w http.ResponseWriter, r *http.Request, err error, details map[string]any) {
 	e := inference.AsError(err)
-	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e)
+	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e, details)
 	s.metrics.failed(statusOf(e), e.Code)
+	if body, ok := r.Body.(*incoming); ok {
+		body.closing(w)
+	}
 	writeError(w, e, details)
 }
 
 // logFailure tells of our own and our providers' faults loudly, of clients' faults
 // quietly.
-func (s *Ingress) logFailure(ctx context.Context, requestID string, e *inference.Error) {
+func (s *Ingress) logFailure(ctx context.Context, requestID string, e *inference.Error, details map[string]any) {
 	level := slog.LevelWarn
 	switch status := statusOf(e); {
 	case e.Code == inference.CodeInternal:
@@ -294,6 +305,11 @@ func (s *Ingress) logFailure(ctx context.Context, requestID string, e *inference
 		level = slog.LevelDebug
 	}
 	args := []any{"request_id", requestID, "code", string(e.Code), "status", statusOf(e)}
+	for _, name := range []string{"job_id", "provider"} {
+		if v, ok := details[name]; ok {
+			args = append(args, name, v)
+		}
+	}
 	if e.Status != 0 {
 		args = append(args, "upstream_status", e.Status)
 	}

@@ -94,10 +94,16 @@ func (s *sseWriter) done(b batch) error {
 	return s.flush()
 }
 
-// fail writes the end of an answer that is not complete. No [DONE] follows it.
-func (s *sseWriter) fail(e *inference.Error, details map[string]any) error {
+// fail writes the end of an answer that is not complete. No [DONE] follows it. An end
+// that is the job's own has an id, as [DONE] would have; behind any other there may be
+// more to read.
+func (s *sseWriter) fail(e *inference.Error, details map[string]any, b batch) error {
 	s.trailers()
-	s.buf = openaiapi.AppendEvent(s.buf, "", errorJSON(e, details))
+	id := ""
+	if b.End != nil {
+		id = string(appendEventID(nil, eventID{b.Run, b.First}))
+	}
+	s.buf = openaiapi.AppendEvent(s.buf, id, errorJSON(e, details))
 	return s.flush()
 }
 

@@ -29,18 +29,18 @@ func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight
 		case errors.Is(err, context.DeadlineExceeded) && r.Context().Err() == nil:
 			e := errDeadline(f.job)
 			s.flights.leave(f, inference.OutcomeExpired, e)
-			s.failStream(w, r, out, f, e)
+			s.failStream(w, r, out, f, e, batch{})
 			return
 		case r.Context().Err() != nil:
 			return
 		case err != nil:
 			e := inference.AsError(err)
 			s.flights.leave(f, inference.OutcomeFailed, e) // nobody is there for the rest
-			s.failStream(w, r, out, f, e)
+			s.failStream(w, r, out, f, e, batch{})
 			return
 		}
 		if b.End != nil && b.End.Err != nil {
-			s.failStream(w, r, out, f, b.End.Err)
+			s.failStream(w, r, out, f, b.End.Err, b)
 			return
 		}
 		if !out.head {
@@ -87,7 +87,7 @@ func (s *Ingress) beginStream(w http.ResponseWriter, out *sseWriter, f *flight) 
 
 // failStream ends the answer with an error: as a response of its own while the head
 // is not out, as an event after that.
-func (s *Ingress) failStream(w http.ResponseWriter, r *http.Request, out *sseWriter, f *flight, e *inference.Error) {
+func (s *Ingress) failStream(w http.ResponseWriter, r *http.Request, out *sseWriter, f *flight, e *inference.Error, b batch) {
 	if !out.head {
 		f.mu.Lock()
 		end := f.end
@@ -98,9 +98,9 @@ func (s *Ingress) failStream(w http.ResponseWriter, r *http.Request, out *sseWri
 		s.fail(w, r, e, s.errorDetails(f))
 		return
 	}
-	s.logFailure(r.Context(), f.job.RequestID, e)
+	s.logFailure(r.Context(), f.job.RequestID, e, s.errorDetails(f))
 	s.metrics.failed(statusOf(e), e.Code)
-	_ = out.fail(e, s.errorDetails(f)) // a client that is gone needs no word
+	_ = out.fail(e, s.errorDetails(f), b) // a client that is gone needs no word
 }
 
 // clientGone gives the job up, unless its client may come back: because it said so,

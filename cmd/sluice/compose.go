@@ -269,6 +269,7 @@ func serveHTTP(p httpParts) {
 			p.Ingress.Drain()
 			drain, cancel := context.WithTimeout(ctx, p.Config.Server.DrainTimeout)
 			defer cancel()
+			p.lameDuck(drain)
 			takeLastRequests(drain, p.Listener)
 			if err := srv.Shutdown(drain); err != nil {
 				p.Log.Warn("drain ran out of time; open connections are closed", "error", err)
@@ -277,6 +278,16 @@ func serveHTTP(p httpParts) {
 			wait()
 		},
 	))
+}
+
+// lameDuck waits for the load balancer to notice that this ingress is stopping.
+func (p httpParts) lameDuck(ctx context.Context) {
+	timer := time.NewTimer(p.Config.Server.DrainDelay)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
 }
 
 // serveWorkerHealth gives a worker its own small listener, if one is configured.

@@ -43,6 +43,8 @@ type Server struct {
 	ResumeWindow time.Duration `yaml:"resume_window" default:"0s" min:"0s" max:"24h"`
 	// How long a stopping process waits for the work in hand. Give its supervisor's own limit, such as Kubernetes' terminationGracePeriodSeconds, somewhat more.
 	DrainTimeout time.Duration `yaml:"drain_timeout" default:"10m" min:"0s" max:"1h"`
+	// How long a stopping ingress still takes new requests while /readyz says that it is stopping, so that a load balancer can turn away from it first.
+	DrainDelay time.Duration `yaml:"drain_delay" default:"0s" min:"0s" max:"10m"`
 	// Requests that one ingress holds at once. More are refused with 429.
 	MaxInFlight int `yaml:"max_in_flight" default:"10000" min:"1" max:"1000000"`
 	// Bytes of request bodies that one ingress holds in memory at once. Requests beyond it are refused with 429; large answers have as much again, and wait for it.

@@ -53,6 +53,7 @@ func TestFaultsAreNamed(t *testing.T) {
 		{"health address", "observability: {address: x}", "observability.address: must be host:port"},
 		{"data dir", "data_dir: ''", "data_dir: must not be empty"},
 		{"body memory", "server: {max_body_bytes: 64MiB, body_memory: 32MiB}", "server.body_memory: must not be less than server.max_body_bytes"},
+		{"drain delay", "server: {drain_timeout: 1s, drain_delay: 2s}", "server.drain_delay: must not be longer than server.drain_timeout"},
 		{"bodies", "queue: {bodies_max_bytes: 16MiB}", "queue.bodies_max_bytes: must not be less than server.max_body_bytes"},
 		{"resume window", "server: {resume_window: 20m}", "server.resume_window: must not be longer than queue.events_max_age"},
 		{"queue url", "queue: {url: 'localhost:4222'}", "queue.url: must be nats://host:4222"},

@@ -50,6 +50,9 @@ func (v *validator) server() {
 	if c.Server.BodyMemory < c.Server.MaxBodyBytes {
 		v.wrong("must not be less than server.max_body_bytes: such a body could never be taken", "server", "body_memory")
 	}
+	if c.Server.DrainDelay > c.Server.DrainTimeout {
+		v.wrong("must not be longer than server.drain_timeout, which it is a part of", "server", "drain_delay")
+	}
 	if c.Queue.BodiesMaxBytes < c.Server.MaxBodyBytes {
 		v.wrong("must not be less than server.max_body_bytes: such a body could never be kept", "queue", "bodies_max_bytes")
 	}

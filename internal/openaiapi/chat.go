@@ -130,6 +130,9 @@ func (f *chatFields) collect(root value) error {
 		}
 		name, slot := f.slot(key)
 		if slot == nil {
+			if twin, known := f.slot(folded(key)); known != nil {
+				return invalid(twin, "%q differs from %s only in its case, and some upstreams would take one for the other", clip(string(key), MaxModelBytes), twin)
+			}
 			continue
 		}
 		if *slot != nil {
@@ -138,6 +141,27 @@ func (f *chatFields) collect(root value) error {
 		*slot = m.val
 	}
 	return nil
+}
+
+// folded is a member's name as a reader takes it that does not tell cases apart, such as
+// Go's encoding/json; nil when it is no other than it was.
+func folded(key []byte) []byte {
+	plain := true
+	for _, c := range key {
+		plain = plain && c < utf8.RuneSelf && (c < 'A' || c > 'Z')
+	}
+	if plain || len(key) > MaxModelBytes {
+		return nil
+	}
+	return bytes.Map(func(r rune) rune {
+		switch r {
+		case '\u017f': // the long s
+			return 's'
+		case '\u212a': // the sign for Kelvin
+			return 'k'
+		}
+		return unicode.ToLower(r)
+	}, key)
 }
 
 func (f *chatFields) request() (ChatRequest, error) {

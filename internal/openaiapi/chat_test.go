@@ -220,3 +220,19 @@ func TestErrorsAreDomainErrors(t *testing.T) {
 	require.ErrorAs(t, err, &e)
 	require.NotContains(t, err.Error(), "secret", "a prompt must not reach an error message")
 }
+
+// A reader that does not tell cases apart takes the last of such members, and would
+// serve another model than the one that was checked.
+func TestParseChatRefusesTwinsInCase(t *testing.T) {
+	t.Parallel()
+	for member, twin := range map[string]string{
+		`"Model":"other"`: "model", `"MODEL":"other"`: "model", `"\u004dodel":"x"`: "model", `"ſtream":true`: "stream", `"Stream_Options":{}`: "stream_options", `"N":3`: "n",
+	} {
+		_, err := openaiapi.ParseChat([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],` + member + `}`))
+		e := inference.AsError(err)
+		require.Equal(t, inference.CodeInvalidRequest, e.Code, member)
+		require.Equal(t, twin, e.Param, member)
+	}
+	_, err := openaiapi.ParseChat([]byte(`{"model":"m","messages":[{"role":"user","content":"x"}],"Models":1,"Modell":2}`))
+	require.NoError(t, err)
+}

@@ -41,14 +41,16 @@ func MatchesAny(patterns []string, model string) bool {
 
 // The ways in which a provider serves a model, better ones first.
 const (
-	byName = iota
+	byName   = iota
+	byPrefix // asked for as provider/model
 	byGlob
 	notAtAll
 )
 
-// Route returns who can serve a model, the preferred one first: providers with a live worker
-// before those without, an exact name before a glob, then the configured order. A
-// model may also be written "provider/model" to name its provider.
+// Route returns who can serve a model, the preferred one first: providers with a live
+// worker before those without, an exact name before a glob, then the configured order.
+// A model may also be written "provider/model" to name its provider: then no other is a
+// candidate, unless one has a model of exactly that name.
 func (t Table) Route(model string) []inference.Candidate {
 	type choice struct {
 		inference.Candidate
@@ -56,14 +58,19 @@ func (t Table) Route(model string) []inference.Candidate {
 		fit, order int
 	}
 	var choices []choice
+	named := false
 	for _, p := range t.Providers {
 		c := choice{Candidate: inference.Candidate{Provider: p.Name, Model: model}, live: p.Live, fit: fit(p.Models, model), order: t.orderOf(p.Name)}
-		if rest, ok := strings.CutPrefix(model, p.Name+"/"); ok && c.fit == notAtAll && rest != "" {
-			c.Model, c.fit = rest, fit(p.Models, rest)
+		rest, ok := strings.CutPrefix(model, p.Name+"/")
+		if ok && rest != "" && c.fit != byName && fit(p.Models, rest) != notAtAll {
+			c.Model, c.fit, named = rest, byPrefix, true
 		}
 		if c.fit != notAtAll {
 			choices = append(choices, c)
 		}
+	}
+	if named {
+		choices = slices.DeleteFunc(choices, func(c choice) bool { return c.fit == byGlob })
 	}
 	slices.SortStableFunc(choices, func(a, b choice) int {
 		return cmp.Or(-compareBool(a.live, b.live), a.fit-b.fit, a.order-b.order, strings.Compare(a.Provider, b.Provider))

@@ -66,6 +66,20 @@ func TestRoute(t *testing.T) {
 	}
 }
 
+// A provider that takes anything does not take what was meant for another one.
+func TestANamedProviderComesBeforeGlobs(t *testing.T) {
+	t.Parallel()
+	table := Table{Order: []string{"any"}, Providers: []Provider{
+		{Name: "any", Models: []string{"*"}, Live: true},
+		{Name: "b", Models: []string{"*"}},
+		{Name: "c", Models: []string{"m"}},
+		{Name: "exact", Models: []string{"c/m"}},
+	}}
+	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "m9"}}, table.Route("b/m9"))
+	require.Equal(t, []inference.Candidate{{Provider: "exact", Model: "c/m"}, {Provider: "c", Model: "m"}}, table.Route("c/m"))
+	require.Equal(t, []inference.Candidate{{Provider: "any", Model: "c/x"}, {Provider: "b", Model: "c/x"}}, table.Route("c/x"))
+}
+
 // For any table: only providers that serve the model, each once, live ones first, and
 // always the same order however the table is arranged.
 func TestRouteOfAnyTable(t *testing.T) {
@@ -104,8 +118,10 @@ func TestRouteOfAnyTable(t *testing.T) {
 			live = p.Live
 		}
 		for _, p := range table.Providers {
-			if MatchesAny(p.Models, model) {
-				require.True(t, seen[p.Name])
+			exact := slices.Contains(p.Models, model)
+			named := slices.ContainsFunc(got, func(c inference.Candidate) bool { return c.Model != model })
+			if exact || MatchesAny(p.Models, model) && !named {
+				require.True(t, seen[p.Name], "whoever serves it, unless the client named another")
 			}
 		}
 	}
