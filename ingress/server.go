@@ -172,6 +172,9 @@ func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) 
 	for len(records) > 0 {
 		n := min(len(records), store.MaxBatch)
 		inserted, err := s.opt.Append(ctx, records[:n])
+		if errors.Is(err, store.ErrInvalid) {
+			return fmt.Errorf("%w: %w", queue.ErrNeverTaken, err)
+		}
 		if err != nil {
 			return err
 		}

@@ -13,11 +13,6 @@ import (
 
 // UsageFilter selects records of the ledger. Zero fields select everything.
 type UsageFilter struct {
-	Since time.Time // created at or after
-	Until time.Time // created before
-
-	Tenant    string
-	KeyID     string
 	RequestID string
 	JobID     string
 
@@ -41,7 +36,7 @@ func CursorOf(r inference.Record) Cursor {
 	return Cursor{CreatedAt: r.CreatedAt, JobID: r.JobID}
 }
 
-// Clean returns the filter with its limit set and bounded, and its texts and times
+// Clean returns the filter with its limit set and bounded, and its texts and time
 // changed in the way that Clean changes a record's, so that a record is found by
 // what it came with.
 func (f UsageFilter) Clean() UsageFilter {
@@ -49,12 +44,10 @@ func (f UsageFilter) Clean() UsageFilter {
 		f.Limit = DefaultPage
 	}
 	f.Limit = min(f.Limit, MaxPage)
-	for _, s := range []*string{&f.Tenant, &f.KeyID, &f.RequestID, &f.JobID, &f.After.JobID} {
+	for _, s := range []*string{&f.RequestID, &f.JobID, &f.After.JobID} {
 		*s = CleanText(*s)
 	}
-	for _, t := range []*time.Time{&f.Since, &f.Until, &f.After.CreatedAt} {
-		*t = CleanTime(*t)
-	}
+	f.After.CreatedAt = CleanTime(f.After.CreatedAt)
 	return f
 }
 

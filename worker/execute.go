@@ -20,7 +20,15 @@ type execution struct {
 	recorder *queue.Recorder // of a streamed answer
 	seq      uint64          // chunks sent so far
 	tries    int             // calls made in this run
+	goesBack bool            // its body cannot be fetched at the moment
 }
+
+// Bounds of the fetching of a body.
+const (
+	bodyTimeout = time.Minute     // for one try
+	bodyTries   = 3               // by one worker in a row; fewer than the runs that an ingress thinks lost before it gives up
+	bodyPause   = 5 * time.Second // before the job comes again: its ingress thinks this run alive for most of it
+)
 
 // run makes the call, again where that may help, and returns how it ended. The end
 // is complete but for the body's place.
@@ -49,17 +57,35 @@ func (x *execution) run(ctx context.Context) *queue.End {
 	return end
 }
 
-// prepare fetches a body that travelled as a blob.
+// prepare fetches a body that travelled as a blob. What keeps it from that may pass, or
+// be a fault of this worker alone: then the job goes back to the queue a few times.
 func (x *execution) prepare(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	body, err := x.pool.worker.answer.Body(ctx, x.job, x.bodyRef, x.pool.member.MaxBody)
-	if err != nil {
+	w, most := x.pool.worker, x.pool.member.MaxBody
+	fetch, cancel := context.WithTimeout(ctx, bodyTimeout)
+	defer cancel()
+	body, err := w.answer.Body(fetch, x.job, x.bodyRef, most)
+	if err == nil {
+		w.unread.clear(x.job.ID)
+		x.job.Body = body
+		return nil
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	w.log.Warn("body of job not fetched", "job_id", x.job.ID, "error", err)
+	switch {
+	case errors.Is(err, queue.ErrBlobTooLarge):
+		e := inference.Errorf(inference.CodeRequestTooLarge, "The request's body is larger than the %d bytes that a worker of provider %q takes.", most, x.pool.member.Name)
+		e.Err = err
+		return e
+	case errors.Is(err, queue.ErrNoBlob):
 		return &inference.Error{Code: inference.CodeInternal, Message: "The request's body was lost in the queue.", Err: err}
 	}
-	x.job.Body = body
-	return nil
+	x.goesBack = time.Until(x.job.Deadline) > bodyPause && w.unread.add(x.job.ID) < bodyTries
+	return &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The request's body could not be fetched from the queue.", Retryable: true, Err: err}
 }
 
 func (x *execution) callWithRetries(ctx context.Context, end *queue.End) error {

@@ -20,6 +20,7 @@ type held struct {
 	since    time.Time
 	cancel   context.CancelCauseFunc
 	settled  chan struct{} // closed when the ingress has taken the end
+	runs     bool          // it may run; until then the worker only asks whether it may
 	told     bool          // the ingress has been told that it is held here
 	doubted  bool          // it may have been given to another worker meanwhile
 }
@@ -79,13 +80,22 @@ func (h *holdings) count() int {
 	return len(h.jobs)
 }
 
-// list returns what is held: all of it, or only what was not yet listed.
+// mayRun says that the job is not only asked about any more.
+func (h *holdings) mayRun(j *held) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	j.runs = true
+}
+
+// list returns the jobs that run here: all of them, or only those not yet listed. One
+// that is only asked about is left out, because the ingress would take it for the
+// job's living run, and the real one for lost.
 func (h *holdings) list(all bool) []queue.HeldJob {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var jobs []queue.HeldJob
 	for _, j := range h.jobs {
-		if all || !j.told {
+		if j.runs && (all || !j.told) {
 			j.told = true
 			jobs = append(jobs, queue.HeldJob{JobID: j.jobID, Run: j.run})
 		}
@@ -108,12 +118,13 @@ func (h *holdings) progress() (doubted []*held) {
 	return doubted
 }
 
-// doubt marks all that is held now as perhaps given to another worker.
+// doubt marks all that runs now as perhaps given to another worker. The question about
+// a job that does not run yet is under way already.
 func (h *holdings) doubt() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, j := range h.jobs {
-		j.doubted = true
+		j.doubted = j.runs
 	}
 }
 

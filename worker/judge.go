@@ -9,27 +9,33 @@ import (
 	"sluice/internal/queue"
 )
 
-// maxOrphanDeliveries bounds how often a job is tried whose ingress is gone and
-// cannot judge.
-const maxOrphanDeliveries = 5
+// Bounds of the patience with an ingress that is not there to judge.
+const (
+	// maxAbsences is how often in a row it must be found gone by one worker.
+	maxAbsences = 5
+
+	// maxOrphanDeliveries stands in where so many workers take turns that none of them
+	// counts so far. The deliveries before may all have been judged, so a second
+	// absence is asked for, too.
+	maxOrphanDeliveries = 60
+)
 
 // mayRunAgain asks the ingress whether a job that was handed out or published before is
 // still wanted, and disposes of it if not.
 func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
 	p.metrics.redeliveries.Inc()
 	verdict, err := p.worker.answer.Claim(work, queue.Claim{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID})
-	switch {
-	case errors.Is(err, queue.ErrNoIngress):
+	if errors.Is(err, queue.ErrNoIngress) {
 		return p.mayRunOrphan(work, job, bodyRef, h)
+	}
+	p.worker.absent.clear(job.ID)
+	switch {
 	case err != nil:
 		p.worker.log.Warn("claim not judged", "job_id", job.ID, "error", err)
 		h.delivery.Nak(time.Second)
-		return false
-	}
-	switch verdict {
-	case queue.VerdictRun:
+	case verdict == queue.VerdictRun:
 		return true
-	case queue.VerdictDrop:
+	case verdict == queue.VerdictDrop:
 		h.delivery.Ack()
 	default:
 		h.delivery.Nak(time.Second)
@@ -43,7 +49,7 @@ func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef str
 // ingress, unless its answer had begun: then it ends with an error, for its
 // continuation would be another text.
 func (p *pool) mayRunOrphan(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
-	if h.run.Delivery < maxOrphanDeliveries {
+	if absences := p.worker.absent.add(job.ID); !orphaned(absences, h.run.Delivery) {
 		h.delivery.Nak(time.Second)
 		return false
 	}
@@ -55,7 +61,7 @@ func (p *pool) mayRunOrphan(work context.Context, job *inference.Job, bodyRef st
 		case err != nil:
 			h.delivery.Nak(time.Second)
 			return false
-		case last == nil && h.run.Delivery < 2*maxOrphanDeliveries:
+		case last == nil && h.run.Delivery < maxOrphanDeliveries:
 			return true
 		case last == nil:
 		case last.End != nil:
@@ -68,8 +74,14 @@ func (p *pool) mayRunOrphan(work context.Context, job *inference.Job, bodyRef st
 			}
 		}
 	}
+	p.worker.absent.clear(job.ID)
 	p.abandon(work, &execution{pool: p, job: job, bodyRef: bodyRef, held: h}, end)
 	return false
+}
+
+// orphaned reports whether a job's ingress was missed often enough to be thought gone.
+func orphaned(absences, deliveries int) bool {
+	return absences >= maxAbsences || absences >= 2 && deliveries >= maxOrphanDeliveries
 }
 
 // lastKept returns the last block that is kept of the job's answer, nil if none is.

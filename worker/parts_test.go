@@ -75,6 +75,11 @@ func TestHoldings(t *testing.T) {
 	require.False(t, h.add(again), "a job is held once")
 	require.Equal(t, 2, h.count())
 
+	require.Empty(t, h.list(true), "nobody is told of a job that is only asked about")
+	h.doubt()
+	require.False(t, a.doubted, "nor is it asked about twice")
+	h.mayRun(a)
+	h.mayRun(b)
 	require.Len(t, h.list(false), 2)
 	require.Empty(t, h.list(false), "what was told is not told again")
 	require.Len(t, h.list(true), 2, "unless all is asked for")
@@ -132,6 +137,39 @@ func TestCancellationsRememberedAreBounded(t *testing.T) {
 	}
 	h.Cancelled(ids)
 	require.Len(t, h.cancelled[0], cancelledMost)
+}
+
+func TestTally(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newTally()
+		require.Equal(t, 1, c.add("a"))
+		require.Equal(t, 2, c.add("a"))
+		require.Equal(t, 1, c.add("b"), "each job for itself")
+		c.clear("a")
+		require.Equal(t, 1, c.add("a"), "not in a row any more")
+		time.Sleep(tallyKept)
+		require.Equal(t, 2, c.add("a"))
+		time.Sleep(tallyKept)
+		require.Equal(t, 3, c.add("a"), "kept while it goes on")
+		require.Equal(t, 1, c.add("b"), "forgotten")
+		time.Sleep(2 * tallyKept)
+		require.Equal(t, 1, c.add("a"), "forgotten, though nothing came in between")
+
+		for i := range 3 * tallyMost {
+			c.add(fmt.Sprint(i))
+		}
+		require.LessOrEqual(t, len(c.counts[0])+len(c.counts[1]), 2*tallyMost)
+		require.Equal(t, 2, c.add(fmt.Sprint(3*tallyMost-1)))
+	})
+}
+
+func TestWhenAJobIsOrphaned(t *testing.T) {
+	t.Parallel()
+	require.False(t, orphaned(maxAbsences-1, maxOrphanDeliveries-1))
+	require.True(t, orphaned(maxAbsences, 2))
+	require.False(t, orphaned(1, maxOrphanDeliveries), "all deliveries before may have been judged")
+	require.True(t, orphaned(2, maxOrphanDeliveries), "many workers count for themselves")
 }
 
 func TestRate(t *testing.T) {

@@ -161,17 +161,21 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, release func()) {
 	}
 	ctx, cancel := context.WithCancelCause(work)
 	defer cancel(nil)
+	again := d.Delivery > 1 || job.Epoch > 0
 	h := &held{
 		jobID: job.ID, run: queue.Run{Epoch: job.Epoch, Delivery: d.Delivery}, delivery: d, since: time.Now(),
-		cancel: cancel, settled: make(chan struct{}),
+		cancel: cancel, settled: make(chan struct{}), runs: !again,
 	}
 	if !p.worker.hold.add(h) {
 		d.Nak(time.Second) // this worker is still at it; the server was impatient
 		return
 	}
 	defer p.worker.hold.remove(job.ID)
-	if (d.Delivery > 1 || job.Epoch > 0) && !p.mayRunAgain(work, job, bodyRef, h) {
-		return
+	if again {
+		if !p.mayRunAgain(work, job, bodyRef, h) {
+			return
+		}
+		p.worker.hold.mayRun(h)
 	}
 	r := &execution{pool: p, job: job, bodyRef: bodyRef, held: h}
 	end := r.run(ctx)

@@ -202,7 +202,7 @@ func TestOrphansThatWereLostAlready(t *testing.T) {
 			} else {
 				require.NoError(t, rec.Finish(t.Context(), nil))
 			}
-			r.redeliverOrphan(j, maxOrphanDeliveries-1)
+			r.redeliverOrphan(j, 1)
 			r.start("worker01")
 			row := r.row(j.ID)
 			require.Equal(t, inference.OutcomeAbandoned, row.Outcome)

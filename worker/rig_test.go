@@ -78,6 +78,7 @@ type rig struct {
 	ends      chan *queue.End
 	held      chan *queue.Held
 	claims    chan queue.Claim
+	asked     chan struct{} // whether anybody is here
 
 	mu       sync.Mutex
 	verdicts []queue.Verdict // for the claims to come; run it, after the last
@@ -105,6 +106,10 @@ func (r *rig) Held(h *queue.Held) {
 
 func (r *rig) Claimed(c queue.Claim) queue.Verdict {
 	if c.Run == (queue.Run{}) {
+		select {
+		case r.asked <- struct{}{}:
+		default:
+		}
 		return queue.VerdictDrop // only asked whether anybody is here
 	}
 	r.claims <- c
@@ -138,7 +143,7 @@ func setup(t *testing.T, fn func(ctx context.Context, n int, call providers.Call
 	t.Cleanup(embedded.Close)
 	r := &rig{
 		t: t, embedded: embedded, script: &script{fn: fn}, published: make(chan uint64, 100), events: make(chan *queue.Events, 1000),
-		ends: make(chan *queue.End, 1000), held: make(chan *queue.Held, 1000), claims: make(chan queue.Claim, 100),
+		ends: make(chan *queue.End, 1000), held: make(chan *queue.Held, 1000), claims: make(chan queue.Claim, 100), asked: make(chan struct{}, 1),
 	}
 	r.conn = r.connect()
 	require.NoError(t, r.conn.EnsureShared(t.Context()))

@@ -22,6 +22,10 @@ const (
 // worker keeps the record itself.
 func (p *pool) settle(work context.Context, x *execution, end *queue.End) {
 	h := x.held
+	if x.goesBack {
+		h.delivery.Nak(bodyPause)
+		return
+	}
 	if end.Err != nil && end.Err.Code == inference.CodeWorkerLost && end.LastSeq == 0 {
 		h.delivery.Nak(0) // nothing of it was shown: another worker takes over unseen
 		return

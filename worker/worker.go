@@ -42,6 +42,8 @@ type Worker struct {
 	log    *slog.Logger
 	answer *queue.Answerer
 	hold   *holdings
+	absent *tally // questions about a job that its ingress was not there to hear
+	unread *tally // tries to fetch a job's body that failed
 	pools  []*pool
 
 	ready     chan struct{} // closed when jobs are taken for the first time
@@ -53,7 +55,7 @@ type Worker struct {
 func New(o Options) *Worker {
 	w := &Worker{
 		opt: o, conn: o.Conn, log: o.Logger.With("worker", o.ID), hold: newHoldings(),
-		ready: make(chan struct{}), rebuild: make(chan struct{}, 1),
+		absent: newTally(), unread: newTally(), ready: make(chan struct{}), rebuild: make(chan struct{}, 1),
 	}
 	for _, m := range o.Members {
 		w.pools = append(w.pools, &pool{worker: w, member: m, metrics: o.Metrics.provider(m.Name), idle: make(chan *queue.Delivery), quit: make(chan struct{})})

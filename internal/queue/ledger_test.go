@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 type book struct {
 	mu    sync.Mutex
 	down  bool
+	never string // the job whose record will never be taken
 	tries int
 	rows  []inference.Record
 }
@@ -26,6 +28,9 @@ func (b *book) store(_ context.Context, records []inference.Record) error {
 	b.tries++
 	if b.down {
 		return errors.New("database is down")
+	}
+	if b.never != "" && slices.Contains(jobs(records), b.never) {
+		return fmt.Errorf("not as it must be: %w", ErrNeverTaken)
 	}
 	b.rows = append(b.rows, records...)
 	return nil
@@ -125,6 +130,73 @@ func TestAPoisonedUsageMessageIsBuried(t *testing.T) {
 	dead := deadLetters(t, c)
 	require.Len(t, dead, 1)
 	require.Equal(t, "{poison", string(dead[0].Data))
+	require.Equal(t, errFrame.Error(), dead[0].Header.Get("Sluice-Reason"))
+}
+
+// A record that the database will never take is put aside, and keeps none of those
+// around it from being stored.
+func TestARecordThatIsNeverTakenIsBuried(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ never, reason string }{
+		"refused":       {records(7, 1)[0].JobID, "not as it must be"},
+		"without a job": {"", "record without a job id"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := setup(t)
+			all := records(0, 20)
+			all[7].JobID = c.never
+			for from := 0; from < len(all); from += 5 {
+				require.NoError(t, conn.AppendRecords(t.Context(), all[from:from+5]))
+			}
+			b := &book{never: c.never}
+			stop := consume(t, conn, b)
+			eventually(t, func() bool { return usageLeft(t, conn) == 0 }, "an empty usage stream")
+			stop()
+			require.ElementsMatch(t, jobs(slices.Concat(records(0, 7), records(8, 12))), jobs(b.rows))
+			dead := deadLetters(t, conn)
+			require.Len(t, dead, 1)
+			require.Contains(t, dead[0].Header.Get("Sluice-Reason"), c.reason)
+			kept, err := decodeRecords(dead[0].Data)
+			require.NoError(t, err)
+			require.Equal(t, []string{c.never}, jobs(kept))
+		})
+	}
+}
+
+// With no place to bury it the record stays in the stream, and the others are stored.
+func TestARecordThatIsNeverTakenIsNeverDropped(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	require.NoError(t, c.js.DeleteStream(t.Context(), deadStream))
+	all := records(0, 4)
+	require.NoError(t, c.AppendRecords(t.Context(), all[:2]))
+	require.NoError(t, c.AppendRecords(t.Context(), all[2:]))
+	b := &book{never: all[1].JobID}
+	consume(t, c, b)
+	eventually(t, func() bool { _, rows := b.count(); return rows == 3 && usageLeft(t, c) == 1 }, "the good rows stored, the bad one's message kept")
+}
+
+// An outage in the middle is no verdict: all of the batch comes again.
+func TestRecordsWaitForADatabaseThatGoesDownWhileTheyAreSorted(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	all := records(0, 4)
+	b := &book{never: all[3].JobID}
+	var once sync.Once
+	l := ledger{conn: c, store: func(ctx context.Context, rs []inference.Record) error {
+		err := b.store(ctx, rs)
+		if len(rs) == 1 && err != nil {
+			once.Do(func() { err = errors.New("database is down") })
+		}
+		return err
+	}}
+	refused := make(map[int]error)
+	require.ErrorContains(t, l.take(t.Context(), all, 0, refused), "down")
+	require.Empty(t, refused)
+	require.NoError(t, l.take(t.Context(), all, 0, refused))
+	require.Len(t, refused, 1)
+	require.ErrorIs(t, refused[3], ErrNeverTaken)
 }
 
 // With no place to bury it the message stays where it is.

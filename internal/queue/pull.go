@@ -170,7 +170,7 @@ func (p *Puller) status(m *nats.Msg) {
 	}
 }
 
-// Delivery is one job in a worker's hands. Exactly one of Ack, Nak and Term ends it;
+// Delivery is one job in a worker's hands. Exactly one of Ack, Nak and Bury ends it;
 // until then Progress keeps it from being given to another worker.
 type Delivery struct {
 	conn *Conn

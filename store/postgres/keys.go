@@ -10,11 +10,10 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"sluice/store"
+	"sluice/store/internal/statement"
 )
 
 const (
-	keyColumns = `id, name, tenant, display, hash, models, created_at, updated_at, expires_at, revoked_at`
-
 	// nameIndex is the unique index that lets one key in force have a name.
 	nameIndex = "api_keys_name_in_force"
 
@@ -55,8 +54,7 @@ func (s *Store) CreateKey(ctx context.Context, key store.Key) error {
 
 // ListKeys implements store.Keys.
 func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
-	keys, err := query(ctx, s, scanKey,
-		`SELECT `+keyColumns+` FROM api_keys ORDER BY created_at, id`)
+	keys, err := query(ctx, s, scanKey, statement.ListKeys)
 	if err != nil {
 		return nil, fmt.Errorf("list keys: %w", err)
 	}
@@ -66,15 +64,7 @@ func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
 // RevokeKey implements store.Keys.
 func (s *Store) RevokeKey(ctx context.Context, idOrName string, at time.Time) (store.Key, error) {
 	name := store.CleanText(idOrName)
-	keys, err := query(ctx, s, scanKey, `
-		UPDATE api_keys SET
-			updated_at = CASE WHEN revoked_at IS NULL THEN clock_timestamp() ELSE updated_at END,
-			revoked_at = coalesce(revoked_at, $2)
-		WHERE id = (
-			SELECT id FROM api_keys WHERE id = $1 OR name = $1
-			ORDER BY (id = $1) DESC, (revoked_at IS NULL) DESC, revoked_at DESC LIMIT 1)
-		RETURNING `+keyColumns,
-		name, store.CleanTime(at))
+	keys, err := query(ctx, s, scanKey, statement.RevokeKey("clock_timestamp()"), name, store.CleanTime(at))
 	if err != nil {
 		return store.Key{}, fmt.Errorf("revoke key: %w", err)
 	}
@@ -86,8 +76,7 @@ func (s *Store) RevokeKey(ctx context.Context, idOrName string, at time.Time) (s
 
 // KeyByHash implements store.Keys.
 func (s *Store) KeyByHash(ctx context.Context, hash [32]byte) (store.Key, error) {
-	keys, err := query(ctx, s, scanKey,
-		`SELECT `+keyColumns+` FROM api_keys WHERE hash = $1`, hash[:])
+	keys, err := query(ctx, s, scanKey, statement.KeyByHash, hash[:])
 	if err != nil {
 		return store.Key{}, fmt.Errorf("look up key: %w", err)
 	}
@@ -108,8 +97,7 @@ func (s *Store) KeysChangedSince(
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("read database clock: %w", err)
 	}
-	keys, err = query(ctx, s, scanKey, `
-		SELECT `+keyColumns+` FROM api_keys WHERE updated_at >= $1 ORDER BY updated_at, id`, since)
+	keys, err = query(ctx, s, scanKey, statement.KeysChangedSince, since)
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("list changed keys: %w", err)
 	}

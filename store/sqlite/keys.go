@@ -8,15 +8,14 @@ import (
 	"time"
 
 	"sluice/store"
+	"sluice/store/internal/statement"
 )
 
-const (
-	keyColumns = `id, name, tenant, display, hash, models, created_at, updated_at, expires_at, revoked_at`
+// settle is added to the timeout to say how long before its commit a change may have
+// been stamped.
+const settle = time.Second
 
-	// settle is added to the timeout to say how long before its commit a change may
-	// have been stamped.
-	settle = time.Second
-)
+const createKey = `INSERT INTO api_keys (` + statement.KeyColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 // CreateKey implements store.Keys.
 func (s *Store) CreateKey(ctx context.Context, key store.Key) error {
@@ -61,8 +60,7 @@ func insertKey(ctx context.Context, tx *sql.Tx, key store.Key, models []byte) er
 		return store.ErrNameTaken
 	}
 	now := micros(time.Now())
-	_, err = tx.ExecContext(ctx, `
-		INSERT INTO api_keys (`+keyColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	_, err = tx.ExecContext(ctx, createKey,
 		key.ID, key.Name, key.Tenant, key.Display, key.Hash[:], string(models),
 		now, now, nullMicros(key.ExpiresAt), nullMicros(key.RevokedAt))
 	return err
@@ -70,8 +68,7 @@ func insertKey(ctx context.Context, tx *sql.Tx, key store.Key, models []byte) er
 
 // ListKeys implements store.Keys.
 func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
-	keys, err := query(ctx, s.reader, scanKey,
-		`SELECT `+keyColumns+` FROM api_keys ORDER BY created_at, id`)
+	keys, err := query(ctx, s.reader, scanKey, statement.ListKeys)
 	if err != nil {
 		return nil, fmt.Errorf("list keys: %w", err)
 	}
@@ -81,15 +78,7 @@ func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
 // RevokeKey implements store.Keys.
 func (s *Store) RevokeKey(ctx context.Context, idOrName string, at time.Time) (store.Key, error) {
 	name := store.CleanText(idOrName)
-	keys, err := query(ctx, s.writer, scanKey, `
-		UPDATE api_keys SET
-			updated_at = CASE WHEN revoked_at IS NULL THEN ?3 ELSE updated_at END,
-			revoked_at = coalesce(revoked_at, ?2)
-		WHERE id = (
-			SELECT id FROM api_keys WHERE id = ?1 OR name = ?1
-			ORDER BY (id = ?1) DESC, (revoked_at IS NULL) DESC, revoked_at DESC LIMIT 1)
-		RETURNING `+keyColumns,
-		name, micros(at), micros(time.Now()))
+	keys, err := query(ctx, s.writer, scanKey, statement.RevokeKey("$3"), name, micros(at), micros(time.Now()))
 	if err != nil {
 		return store.Key{}, fmt.Errorf("revoke key: %w", err)
 	}
@@ -101,8 +90,7 @@ func (s *Store) RevokeKey(ctx context.Context, idOrName string, at time.Time) (s
 
 // KeyByHash implements store.Keys.
 func (s *Store) KeyByHash(ctx context.Context, hash [32]byte) (store.Key, error) {
-	keys, err := query(ctx, s.reader, scanKey,
-		`SELECT `+keyColumns+` FROM api_keys WHERE hash = ?`, hash[:])
+	keys, err := query(ctx, s.reader, scanKey, statement.KeyByHash, hash[:])
 	if err != nil {
 		return store.Key{}, fmt.Errorf("look up key: %w", err)
 	}
@@ -120,8 +108,7 @@ func (s *Store) KeysChangedSince(
 	ctx context.Context, since time.Time,
 ) (keys []store.Key, next time.Time, err error) {
 	now := time.Now() // before the look: what commits in between is seen, or seen again
-	keys, err = query(ctx, s.reader, scanKey, `
-		SELECT `+keyColumns+` FROM api_keys WHERE updated_at >= ? ORDER BY updated_at, id`, micros(since))
+	keys, err = query(ctx, s.reader, scanKey, statement.KeysChangedSince, micros(since))
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("list changed keys: %w", err)
 	}

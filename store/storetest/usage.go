@@ -76,7 +76,7 @@ var usageTests = map[string]func(*testing.T, Open){
 		require.Len(t, got, len(records))
 		for i, r := range records {
 			require.Equal(t, store.Clean(r), got[i])
-			found, _ := usage(t, s, store.UsageFilter{JobID: r.JobID, KeyID: r.KeyID, Tenant: r.Tenant})
+			found, _ := usage(t, s, store.UsageFilter{JobID: r.JobID, RequestID: r.RequestID})
 			require.Equal(t, got[i:i+1], found, "found by the text it came with")
 		}
 	},
@@ -201,24 +201,20 @@ func filters(t *testing.T, open Open) {
 	for i, id := range []string{"a", "b", "c", "d"} {
 		r := newRecord(id)
 		r.CreatedAt = noon.Add(time.Duration(i) * time.Minute)
-		r.Tenant = []string{"acme", "zeta"}[i%2]
-		r.KeyID = []string{"k1", "k2"}[i/2]
+		r.RequestID = []string{"req-even", "req-odd"}[i%2]
 		appendAll(t, s, r)
 	}
-	east := time.FixedZone("east", 3*3600)
+	noonEast := noon.Add(time.Minute).In(time.FixedZone("east", 3*3600))
 	cases := map[string]struct {
 		filter store.UsageFilter
 		want   []string
 	}{
 		"nothing":        {store.UsageFilter{}, []string{"d", "c", "b", "a"}},
-		"since":          {store.UsageFilter{Since: noon.Add(time.Minute).In(east)}, []string{"d", "c", "b"}},
-		"until":          {store.UsageFilter{Until: noon.Add(time.Minute).In(east)}, []string{"a"}},
-		"tenant":         {store.UsageFilter{Tenant: "zeta"}, []string{"d", "b"}},
-		"key":            {store.UsageFilter{KeyID: "k1"}, []string{"b", "a"}},
-		"request":        {store.UsageFilter{RequestID: "req-c"}, []string{"c"}},
+		"request":        {store.UsageFilter{RequestID: "req-odd"}, []string{"d", "b"}},
 		"job":            {store.UsageFilter{JobID: "d"}, []string{"d"}},
-		"all that match": {store.UsageFilter{Tenant: "acme", KeyID: "k2", Since: noon, Limit: 9}, []string{"c"}},
-		"none":           {store.UsageFilter{Tenant: "acme", JobID: "d"}, []string{}},
+		"behind":         {store.UsageFilter{After: store.Cursor{CreatedAt: noonEast, JobID: "b"}}, []string{"a"}},
+		"all that match": {store.UsageFilter{RequestID: "req-even", JobID: "c", Limit: 9}, []string{"c"}},
+		"none":           {store.UsageFilter{RequestID: "req-even", JobID: "d"}, []string{}},
 		"limit":          {store.UsageFilter{Limit: 2}, []string{"d", "c"}},
 		"negative limit": {store.UsageFilter{Limit: -1}, []string{"d", "c", "b", "a"}},
 	}
@@ -240,7 +236,7 @@ func pages(t *testing.T, open Open) {
 		want[r.JobID] = true
 		appendAll(t, s, r)
 	}
-	filter := store.UsageFilter{Limit: 7, Tenant: "acme"}
+	filter := store.UsageFilter{Limit: 7}
 	var last inference.Record
 	for page := 0; len(want) > 0; page++ {
 		got, _ := usage(t, s, filter)
