@@ -117,6 +117,12 @@ func (k *keyring) lookup(ctx context.Context, secret string) (store.Key, error) 
 }
 
 func (k *keyring) fetch(ctx context.Context, hash [32]byte) (store.Key, error) {
+	k.mu.RLock()
+	key, ok := k.known[hash]
+	k.mu.RUnlock()
+	if ok {
+		return key, nil // another caller's look-up ended just now
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	select {

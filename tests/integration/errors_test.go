@@ -187,9 +187,12 @@ func TestErrorsInsideStreams(t *testing.T) {
 		require.Equal(t, "ab", text, name)
 		require.ErrorContains(t, stream.Err(), c.code, name)
 
-		events := s.stream(streamBody).rest()
+		st := s.stream(streamBody)
+		events := st.rest()
 		require.Len(t, events, 3, name)
-		require.Empty(t, events[2].id, "an error is no place to go on from")
+		require.Equal(t, "0-1-3", events[2].id)
+		a := s.do(0, http.MethodGet, chatPath+"/"+st.job()+"/events", "", "Last-Event-ID", "0-1-3")
+		require.Equal(t, http.StatusNoContent, a.status, "whoever has the error has it all")
 		require.Equal(t, c.code, s.fault(events[2].data).Code, name)
 		require.NotContains(t, datas(events), "[DONE]")
 	}
