@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"sluice/internal/inference"
@@ -99,6 +100,7 @@ func (x *execution) callWithRetries(ctx context.Context, end *queue.End) error {
 		if err == nil {
 			return nil
 		}
+		x.logFailure(ctx, inference.AsError(err))
 		wait, again := retryAfter(retryState{
 			err: inference.AsError(err), tries: x.tries, maxRetries: x.pool.member.MaxRetries,
 			started: x.seq > 0, left: time.Until(x.job.Deadline),
@@ -115,6 +117,17 @@ func (x *execution) callWithRetries(ctx context.Context, end *queue.End) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// logFailure tells of a failed call: loudly if the operator has to act, since the
+// provider refuses the operator's key.
+func (x *execution) logFailure(ctx context.Context, e *inference.Error) {
+	level := slog.LevelDebug
+	if e.Code == inference.CodeUpstreamAuth {
+		level = slog.LevelWarn
+	}
+	args := []any{"request_id", x.job.RequestID, "job_id", x.job.ID, "provider", x.pool.member.Name, "model", x.job.Candidate().Model, "attempt", x.job.Attempts + x.tries}
+	x.pool.worker.log.Log(ctx, level, "call failed", append(args, loggable(e)...)...)
 }
 
 // call makes one call of the provider.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -331,4 +332,25 @@ func TestWhatALogMaySayOfAnError(t *testing.T) {
 	require.Equal(t, []any{"code", "deadline_exceeded"}, loggable(&inference.Error{Code: inference.CodeDeadlineExceeded, Err: worded}))
 	cause := errors.New("cause")
 	require.Equal(t, []any{"code", "upstream_cut", "error", cause}, loggable(&inference.Error{Code: inference.CodeUpstreamCut, Err: cause}))
+}
+
+// A key that the provider refuses is for the operator of the worker to mend; nobody
+// else's log says more than that it is so.
+func TestARefusedKeyIsTold(t *testing.T) {
+	t.Parallel()
+	var log logbook
+	r := setup(t, func(context.Context, int, providers.Call, providers.Emit) (*providers.Response, error) {
+		return nil, &inference.Error{Code: inference.CodeUpstreamAuth, Message: "a prompt", Status: 401}
+	})
+	r.start("worker01", func(o *Options) { o.Logger = log.logger() })
+	j := newJob(false)
+	r.publish(j)
+	r.settle(next(t, r.ends))
+	said := slices.DeleteFunc(log.lines(), func(line string) bool { return !strings.Contains(line, "call failed") })
+	require.Len(t, said, 1)
+	require.Contains(t, said[0], "level=WARN")
+	require.Contains(t, said[0], j.ID)
+	require.Contains(t, said[0], testName)
+	require.Contains(t, said[0], "upstream_status=401")
+	require.NotContains(t, said[0], "a prompt")
 }
