@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
-	"time"
 
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
@@ -24,6 +23,7 @@ type request struct {
 	MaxCompletionTokens *int            `json:"max_completion_tokens"`
 	N                   *int            `json:"n"`
 	Stop                json.RawMessage `json:"stop"`
+	Sim                 field           `json:"sim"`
 
 	prompt int      // tokens
 	stop   []string // sequences
@@ -89,7 +89,6 @@ func stopSequences(raw json.RawMessage) []string {
 type answer struct {
 	id      string
 	model   string
-	start   time.Time
 	created int64
 	prompt  int
 	choices []choice
@@ -198,6 +197,16 @@ func (a *answer) usageAfter(steps int) inference.Usage {
 		total += min(steps, len(c.tokens))
 	}
 	return inference.Usage{PromptTokens: int64(a.prompt), CompletionTokens: int64(total), Known: true}
+}
+
+// estimateAfter is what an adapter of a real upstream says of an answer that broke off
+// before its usage was reported.
+func (a *answer) estimateAfter(steps int, body []byte) inference.Usage {
+	return inference.Usage{
+		PromptTokens:     openaiapi.EstimatePromptTokens(body),
+		CompletionTokens: a.usageAfter(steps).CompletionTokens,
+		Known:            true, Estimated: true,
+	}
 }
 
 // words are the vocabulary, each with the space before it.

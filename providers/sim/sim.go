@@ -1,11 +1,3 @@
-// Package sim is a simulated provider: it needs no network and no account, and it
-// always gives the same answer to the same request.
-//
-// Its text means nothing, but everything around it is honest: the answer has
-// OpenAI's form, its tokens are counted as they are made, a plain answer takes as
-// long as the same answer streamed, and limits and stop sequences are kept to. It is
-// for first steps, demonstrations and tests. It has no state beside a counter of
-// calls.
 package sim
 
 import (
@@ -20,7 +12,6 @@ import (
 	"time"
 
 	"sluice/internal/inference"
-	"sluice/internal/openaiapi"
 	"sluice/providers"
 )
 
@@ -60,6 +51,8 @@ type Options struct {
 type Provider struct {
 	opts  Options
 	calls atomic.Uint64
+
+	memory *memory // of requests that misbehave a limited number of times
 }
 
 var _ providers.Provider = (*Provider)(nil)
@@ -69,7 +62,7 @@ func New(opts Options) (*Provider, error) {
 	switch {
 	case opts.FirstTokenDelay < 0:
 		return nil, errors.New("first token delay must not be negative")
-	case !(opts.TokensPerSecond >= 0 && opts.TokensPerSecond <= 1e9):
+	case !(opts.TokensPerSecond >= 0 && opts.TokensPerSecond <= maxRate):
 		return nil, errors.New("tokens per second must be from 0 to 1e9")
 	case !(opts.FailureRate >= 0 && opts.FailureRate <= 1):
 		return nil, errors.New("failure rate must be from 0 to 1")
@@ -91,54 +84,66 @@ func New(opts Options) (*Provider, error) {
 			return nil, fmt.Errorf("read model pattern %q: %w", model, err)
 		}
 	}
-	return &Provider{opts: opts}, nil
+	return &Provider{opts: opts, memory: remembered}, nil
 }
 
 // Generate returns a whole answer after the time that streaming it would take.
 func (p *Provider) Generate(ctx context.Context, call providers.Call) (*providers.Response, error) {
-	a, err := p.begin(ctx, call)
+	if call.Kind == inference.KindEmbeddings {
+		return p.embed(ctx, call)
+	}
+	a, c, err := p.begin(ctx, call)
 	if err != nil {
 		return nil, err
 	}
-	if err := wait(ctx, a.start.Add(p.dueAfter(a.steps()-1))); err != nil {
+	if err := wait(ctx, c.due(c.fault.reach(a.steps())-1)); err != nil {
 		return nil, err
+	}
+	if c.fault.kind != faultNone {
+		return nil, p.stray(ctx, c.fault)
 	}
 	return &providers.Response{Body: a.completion(), Model: a.model, Usage: a.usage()}, nil
 }
 
 // StreamGenerate hands on the answer's chunks, each choice's next token when it is due.
 func (p *Provider) StreamGenerate(ctx context.Context, call providers.Call, emit providers.Emit) (providers.Summary, error) {
-	a, err := p.begin(ctx, call)
+	a, c, err := p.begin(ctx, call)
 	if err != nil {
 		return providers.Summary{}, err
 	}
 	summary := func(step int) providers.Summary {
 		return providers.Summary{Model: a.model, Usage: a.usageAfter(step)}
 	}
+	steps := c.fault.reach(a.steps())
 	batch := a.roleChunks()
-	for step := range a.steps() {
-		if err := p.pace(ctx, a.start, step, &batch, emit); err != nil {
+	for step := range steps {
+		if err := pace(ctx, c, step, &batch, emit); err != nil {
 			return summary(step), err
 		}
 		batch = append(batch, a.tokenChunks(step)...)
 	}
-	batch = append(batch, a.finishChunks()...)
-	if call.IncludeUsage {
-		batch = append(batch, a.usageChunk())
+	if c.fault.kind == faultNone {
+		batch = append(batch, a.finishChunks()...)
+		if call.IncludeUsage {
+			batch = append(batch, a.usageChunk())
+		}
 	}
 	if err := ended(ctx); err != nil {
-		return summary(a.steps()), err
+		return summary(steps), err
 	}
 	if err := emit(batch); err != nil {
-		return summary(a.steps()), fmt.Errorf("emit chunks: %w", err)
+		return summary(steps), fmt.Errorf("emit chunks: %w", err)
 	}
-	return summary(a.steps()), nil
+	if c.fault.kind == faultNone {
+		return summary(steps), nil
+	}
+	return providers.Summary{Model: a.model, Usage: a.estimateAfter(steps, call.Body)}, p.stray(ctx, c.fault)
 }
 
 // pace waits until the step's token is due. What is in the batch goes out first if
 // there is a wait ahead, or when it has grown large.
-func (p *Provider) pace(ctx context.Context, start time.Time, step int, batch *[][]byte, emit providers.Emit) error {
-	due := start.Add(p.dueAfter(step))
+func pace(ctx context.Context, c *course, step int, batch *[][]byte, emit providers.Emit) error {
+	due := c.due(step)
 	ahead := time.Until(due) > 0
 	if step > 0 && (ahead || step == 1 || len(*batch) >= maxBatch) {
 		if err := emit(*batch); err != nil {
@@ -149,60 +154,41 @@ func (p *Provider) pace(ctx context.Context, start time.Time, step int, batch *[
 	return wait(ctx, due)
 }
 
-// Capabilities returns what the configuration says.
+// Capabilities returns what the configuration says. Images count as one token each;
+// tools and schemas are read over.
 func (p *Provider) Capabilities(context.Context) (providers.Capabilities, error) {
-	return providers.Capabilities{Streaming: true, Images: true, Models: slices.Clone(p.opts.Models)}, nil
+	return providers.Capabilities{Streaming: true, Images: true, Embeddings: true, Models: slices.Clone(p.opts.Models)}, nil
 }
 
 // Close does nothing: there is nothing to free.
 func (p *Provider) Close() error { return nil }
 
 // begin makes the answer, waits until its first token is due, and lets the call fail
-// if it is its turn.
-func (p *Provider) begin(ctx context.Context, call providers.Call) (*answer, error) {
-	start := time.Now()
+// if it is to fail there.
+func (p *Provider) begin(ctx context.Context, call providers.Call) (*answer, *course, error) {
 	turn := p.calls.Add(1)
 	if call.Kind != inference.KindChat {
-		return nil, inference.Errorf(inference.CodeInvalidRequest, "%s does not serve requests of this kind", p.opts.Name)
+		return nil, nil, inference.Errorf(inference.CodeInvalidRequest, "%s does not serve requests of this kind in this way", p.opts.Name)
 	}
 	req, err := parseRequest(call.Body)
 	if err != nil {
-		return nil, p.reject(err)
+		return nil, nil, p.reject(err.Error(), "")
+	}
+	d, err := parseDrill(req.Sim, call.Kind)
+	if err != nil {
+		return nil, nil, err
 	}
 	if call.Model != "" {
 		req.Model = call.Model
 	}
-	a := newAnswer(req, p.opts.CompletionTokens, p.hash(call.Body, turn))
-	a.start, a.created = start, start.Unix()
-	if err := wait(ctx, start.Add(p.opts.FirstTokenDelay)); err != nil {
-		return nil, err
+	length := p.opts.CompletionTokens
+	if d != nil && d.tokens != nil {
+		length = *d.tokens
 	}
-	if p.fails(call.Body, turn) {
-		return nil, &inference.Error{
-			Code: inference.CodeUpstreamError, Status: 500, Retryable: true,
-			Message: p.opts.Name + " answered with status 500: simulated failure",
-		}
-	}
-	return a, nil
-}
-
-// reject refuses a request as an upstream would.
-func (p *Provider) reject(err error) error {
-	body := openaiapi.AppendError(nil, openaiapi.ErrorBody{
-		Message: err.Error(), Type: "invalid_request_error", Code: "invalid_request",
-	})
-	return &inference.Error{
-		Code: inference.CodeUpstreamRejected, Status: 400, Body: body,
-		Message: p.opts.Name + " answered with status 400: " + err.Error(),
-	}
-}
-
-// dueAfter returns when a step's token is due, from the start of the call.
-func (p *Provider) dueAfter(step int) time.Duration {
-	if p.opts.TokensPerSecond == 0 || step <= 0 {
-		return p.opts.FirstTokenDelay
-	}
-	return p.opts.FirstTokenDelay + time.Duration(float64(step)/p.opts.TokensPerSecond*float64(time.Second))
+	c := p.newCourse(call, d)
+	a := newAnswer(req, length, p.hash(call.Body, turn))
+	a.created = c.start.Unix()
+	return a, c, p.open(ctx, call, c, turn)
 }
 
 func (p *Provider) fails(body []byte, turn uint64) bool {
@@ -225,31 +211,4 @@ func scramble(x uint64) uint64 {
 	x ^= x >> 27
 	x *= 0x94d049bb133111eb
 	return x ^ x>>31
-}
-
-// wait returns at the given time, or at once with the reason when ctx ends.
-func wait(ctx context.Context, until time.Time) error {
-	left := time.Until(until)
-	if left <= 0 {
-		return ended(ctx)
-	}
-	timer := time.NewTimer(left)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ended(ctx)
-	}
-}
-
-func ended(ctx context.Context) error {
-	switch err := ctx.Err(); {
-	case err == nil:
-		return nil
-	case errors.Is(err, context.DeadlineExceeded):
-		return &inference.Error{Code: inference.CodeDeadlineExceeded, Message: "the request's deadline has passed", Err: err}
-	default:
-		return &inference.Error{Code: inference.CodeCancelled, Message: "the request was cancelled", Err: err}
-	}
 }

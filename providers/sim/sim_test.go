@@ -244,6 +244,5 @@ func TestCapabilities(t *testing.T) {
 	t.Parallel()
 	caps, err := newSim(t, sim.Options{}).Capabilities(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{"sim"}, caps.Models)
-	require.True(t, caps.Streaming)
+	require.Equal(t, providers.Capabilities{Streaming: true, Images: true, Embeddings: true, Models: []string{"sim"}}, caps)
 }
