@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"sluice/internal/inference"
@@ -108,7 +109,18 @@ func (s *Ingress) tellRoute(h http.Header, f *flight, end *queue.End) {
 		h["X-Sluice-Provider"] = []string{end.Provider}
 	}
 	h["X-Sluice-Attempts"] = []string{strconv.Itoa(end.Attempts)}
+	tellDropped(h, droppedHeader, end.Dropped)
 	h["X-Sluice-Queue-Ms"] = []string{strconv.FormatInt(f.queued(end.Elapsed).Milliseconds(), 10)}
+}
+
+// droppedHeader names the fields of the request that the provider could not honour and
+// whose policy was to leave them out.
+const droppedHeader = "X-Sluice-Dropped-Params"
+
+func tellDropped(h http.Header, name string, fields []string) {
+	if len(fields) > 0 {
+		h.Set(name, strings.Join(fields, ", "))
+	}
 }
 
 // queued is how long the job waited: what is left of its life so far without the

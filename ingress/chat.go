@@ -13,10 +13,35 @@ import (
 	"sluice/store"
 )
 
+// operation is what an endpoint asks of a provider: the kind of its jobs, and how its
+// request is checked and read.
+type operation struct {
+	kind  inference.Kind
+	parse func(body []byte) (openaiapi.ChatRequest, error)
+}
+
+// The operations that there are.
+var (
+	chatCompletion = operation{kind: inference.KindChat, parse: openaiapi.ParseChat}
+	embedding      = operation{kind: inference.KindEmbeddings, parse: parseEmbeddings}
+)
+
+// parseEmbeddings reads an embeddings request as one that is never streamed.
+func parseEmbeddings(body []byte) (openaiapi.ChatRequest, error) {
+	req, err := openaiapi.ParseEmbeddings(body)
+	return openaiapi.ChatRequest{Model: req.Model}, err
+}
+
 // chat serves POST /v1/chat/completions.
-func (s *Ingress) chat(w http.ResponseWriter, r *http.Request) {
+func (s *Ingress) chat(w http.ResponseWriter, r *http.Request) { s.infer(w, r, chatCompletion) }
+
+// embeddings serves POST /v1/embeddings.
+func (s *Ingress) embeddings(w http.ResponseWriter, r *http.Request) { s.infer(w, r, embedding) }
+
+// infer takes a request in, sends it to its queue and answers it.
+func (s *Ingress) infer(w http.ResponseWriter, r *http.Request, op operation) {
 	arrived := time.Now()
-	adm, err := s.admit(w, r, arrived)
+	adm, err := s.admit(w, r, op, arrived)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
@@ -46,7 +71,7 @@ type admission struct {
 }
 
 // admit checks who asks for what, and makes a job of it.
-func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, now time.Time) (adm admission, err error) {
+func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, now time.Time) (adm admission, err error) {
 	key, err := s.keys.authenticate(r)
 	if err != nil {
 		return admission{}, err
@@ -72,7 +97,7 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, now time.Time) (
 	if err != nil {
 		return admission{}, err
 	}
-	req, err := openaiapi.ParseChat(body)
+	req, err := op.parse(body)
 	if err != nil {
 		return admission{}, err
 	}
@@ -81,7 +106,7 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, now time.Time) (
 		return admission{}, err
 	}
 	job := &inference.Job{
-		ID: queue.NewJobID(s.opt.ID, now), RequestID: w.Header().Get(requestIDHeader), Kind: inference.KindChat,
+		ID: queue.NewJobID(s.opt.ID, now), RequestID: w.Header().Get(requestIDHeader), Kind: op.kind,
 		Lane: inference.LaneInteractive, Tenant: key.Tenant, KeyID: key.ID, Model: req.Model,
 		Stream: req.Stream, IncludeUsage: req.IncludeUsage, CreatedAt: now, Deadline: now.Add(timeout),
 		Candidates: candidates, TraceParent: traceParent(r), Body: body,

@@ -55,6 +55,7 @@ type firstChunk struct {
 	after    time.Duration // since the acceptance
 	elapsed  time.Duration // the part of it in which the worker had the job
 	attempts int
+	dropped  []string // fields of the request that the provider could not honour
 }
 
 // Bounds of what an ingress waits for.
@@ -84,7 +85,7 @@ func (f *flight) events(e *queue.Events, now time.Time) bool {
 	f.run, f.held, f.heardAt = e.Run, true, now
 	if !f.begun {
 		f.begun = true
-		f.first = firstChunk{after: now.Sub(f.accepted), elapsed: e.Elapsed, attempts: e.Attempts}
+		f.first = firstChunk{after: now.Sub(f.accepted), elapsed: e.Elapsed, attempts: e.Attempts, dropped: e.Dropped}
 	}
 	return true
 }

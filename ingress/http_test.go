@@ -224,6 +224,54 @@ func TestTheWaitForAProviderIsNotTheQueues(t *testing.T) {
 	require.Equal(t, "1", resp.Header.Get("X-Sluice-Attempts"))
 }
 
+func TestEmbeddings(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.work()
+	url := r.server.URL + "/v1/embeddings"
+	c := r.send(r.request(http.MethodPost, url, `{"model":"m","input":["a","b"],"x":1}`))
+	k := r.take()
+	require.Equal(t, inference.KindEmbeddings, k.job.Kind)
+	require.False(t, k.job.Stream)
+	require.JSONEq(t, `{"model":"m","input":["a","b"],"x":1}`, string(k.job.Body))
+	k.succeed(`{"object":"list","data":[]}`)
+	resp, body := c.whole()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
+	require.JSONEq(t, `{"object":"list","data":[]}`, body)
+	require.Equal(t, inference.KindEmbeddings, r.row(k.job.ID).Kind)
+	r.send(r.request(http.MethodPost, url, `{"model":"m","input":[]}`)).fails(http.StatusBadRequest, inference.CodeInvalidRequest)
+	r.send(r.request(http.MethodGet, url, "")).fails(http.StatusMethodNotAllowed, inference.CodeMethodNotAllowed)
+}
+
+func TestDroppedFieldsAreNamed(t *testing.T) {
+	t.Parallel()
+	r := setup(t)
+	r.work()
+	c := r.chat(plainRequest)
+	r.take().end(&queue.End{Body: []byte("{}"), Dropped: []string{"logit_bias", "seed"}})
+	resp, _ := c.whole()
+	require.Equal(t, "logit_bias, seed", resp.Header.Get("X-Sluice-Dropped-Params"))
+
+	early := r.chat(streamRequest)
+	k := r.take()
+	e := &queue.Events{JobID: k.job.ID, Run: k.run, Worker: "worker01", FirstSeq: 1, Attempts: 1, Chunks: [][]byte{[]byte(`{}`)}, Dropped: []string{"n"}}
+	require.NoError(t, r.answer.Events(e))
+	resp = early.response()
+	require.Equal(t, "n", resp.Header.Get("X-Sluice-Dropped-Params"))
+	k.end(&queue.End{LastSeq: 1})
+
+	late := r.chat(streamRequest)
+	k = r.take()
+	resp = late.response() // the head does not wait for ever
+	require.Empty(t, resp.Header.Get("X-Sluice-Dropped-Params"))
+	e.JobID, e.Run = k.job.ID, k.run
+	require.NoError(t, r.answer.Events(e))
+	k.end(&queue.End{LastSeq: 1})
+	_, err := io.Copy(io.Discard, resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "n", resp.Trailer.Get("X-Sluice-Dropped-Params"))
+}
+
 func TestMemoryOfRequestBodiesIsBounded(t *testing.T) {
 	t.Parallel()
 	r := setup(t, func(o *Options) { o.BodyMemory = 1 << 20 })

@@ -188,6 +188,7 @@ func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) 
 func (s *Ingress) Handler() http.Handler {
 	r := mux.NewRouter().SkipClean(true) // a path that is not clean is a wrong one: no redirect would keep the body
 	r.HandleFunc("/v1/chat/completions", s.chat).Methods(http.MethodPost)
+	r.HandleFunc("/v1/embeddings", s.embeddings).Methods(http.MethodPost)
 	r.HandleFunc("/v1/chat/completions/{id}/events", s.resume).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models", s.models).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models/{id:.+}", s.model).Methods(http.MethodGet)

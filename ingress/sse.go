@@ -117,6 +117,7 @@ func (s *sseWriter) trailers() {
 	defer f.mu.Unlock()
 	h := s.w.Header()
 	h.Set(http.TrailerPrefix+"X-Sluice-Attempts", strconv.Itoa(f.first.attempts+f.lostRuns))
+	tellDropped(h, http.TrailerPrefix+droppedHeader, f.first.dropped)
 	h.Set(http.TrailerPrefix+"X-Sluice-Queue-Ms", strconv.FormatInt(max(f.first.after-f.first.elapsed, 0).Milliseconds(), 10))
 }
 

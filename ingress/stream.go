@@ -78,6 +78,7 @@ func (s *Ingress) beginStream(w http.ResponseWriter, out *sseWriter, f *flight) 
 	if begun {
 		h := w.Header()
 		h.Set("X-Sluice-Attempts", strconv.Itoa(first.attempts+lost))
+		tellDropped(h, droppedHeader, first.dropped)
 		h.Set("X-Sluice-Queue-Ms", strconv.FormatInt(max(first.after-first.elapsed, 0).Milliseconds(), 10))
 	} else {
 		out.late = f

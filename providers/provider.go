@@ -9,6 +9,7 @@ package providers
 
 import (
 	"context"
+	"time"
 
 	"sluice/internal/inference"
 )
@@ -30,6 +31,11 @@ type Call struct {
 	IncludeUsage bool
 
 	TraceParent string // W3C traceparent to send along; may be empty
+
+	// Dropped is told, before the upstream is called, which fields of the request the
+	// provider cannot honour and lets go of by its policy. It may be nil. An adapter
+	// that drops nothing does not call it.
+	Dropped func(fields []string)
 }
 
 // Response is a complete answer in the OpenAI form.
@@ -72,12 +78,38 @@ type Provider interface {
 	Close() error
 }
 
-// Capabilities is what a provider can do.
+// Capabilities is what a provider can do with a model that its configuration says
+// nothing else of.
 type Capabilities struct {
-	Streaming bool
-	Tools     bool
-	Images    bool
+	Streaming        bool
+	Tools            bool
+	Images           bool
+	StructuredOutput bool // an answer that follows a JSON Schema
+	Embeddings       bool
+
+	// ContextTokens bounds the prompt and OutputTokens the answer; zero when not known.
+	ContextTokens int
+	OutputTokens  int
 
 	// Models are names or globs (path.Match) of the models served.
 	Models []string
+}
+
+// KeyState is how one of an upstream's API keys stands, without its secret.
+type KeyState struct {
+	Display string    // enough of the key to tell it from others
+	State   string    // KeyOK, KeyCooling or KeyRefused
+	Until   time.Time // when it is tried again; zero for KeyOK
+}
+
+// The states of a key.
+const (
+	KeyOK      = "ok"
+	KeyCooling = "cooling" // it was told to wait (429)
+	KeyRefused = "refused" // the upstream does not accept it (401, 402, 403)
+)
+
+// KeyReporter is an adapter that knows how its keys stand.
+type KeyReporter interface {
+	Keys() []KeyState
 }

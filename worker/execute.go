@@ -21,6 +21,7 @@ type execution struct {
 	recorder *queue.Recorder // of a streamed answer
 	seq      uint64          // chunks sent so far
 	tries    int             // calls made in this run
+	dropped  []string        // fields of the request that the provider could not honour
 	goesBack bool            // its body cannot be fetched at the moment
 }
 
@@ -51,7 +52,7 @@ func (x *execution) run(ctx context.Context) *queue.End {
 	if err != nil {
 		end.Err = x.domainError(ctx, err)
 	}
-	end.Attempts = x.job.Attempts + x.tries
+	end.Attempts, end.Dropped = x.job.Attempts+x.tries, x.dropped
 	end.LastSeq = x.seq
 	end.Elapsed = time.Since(x.held.since)
 	p.metrics.calls(end)
@@ -135,6 +136,7 @@ func (x *execution) call(ctx context.Context, end *queue.End) error {
 	call := providers.Call{
 		Kind: x.job.Kind, Model: x.job.Candidate().Model, Body: x.job.Body, RequestID: x.job.RequestID,
 		IncludeUsage: x.job.IncludeUsage, TraceParent: x.job.TraceParent,
+		Dropped: func(fields []string) { x.dropped = fields },
 	}
 	if x.job.Stream {
 		sum, err := x.pool.member.Provider.StreamGenerate(ctx, call, x.emit)
@@ -154,11 +156,14 @@ func (x *execution) emit(chunks [][]byte) error {
 	if len(chunks) == 0 {
 		return nil
 	}
-	err := x.pool.worker.answer.Events(&queue.Events{
+	e := &queue.Events{
 		JobID: x.job.ID, Run: x.held.run, Worker: x.pool.worker.opt.ID, FirstSeq: x.seq + 1,
 		Elapsed: time.Since(x.held.since), Attempts: x.job.Attempts + x.tries, Chunks: chunks,
-	})
-	if err != nil {
+	}
+	if x.seq == 0 {
+		e.Dropped = x.dropped
+	}
+	if err := x.pool.worker.answer.Events(e); err != nil {
 		return err
 	}
 	x.recorder.Add(chunks)

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sluice/internal/queue"
+	"sluice/providers"
 )
 
 // Metrics are what a worker counts. Labels are provider names and error codes, both
@@ -14,6 +15,7 @@ type Metrics struct {
 	redeliveries *prometheus.CounterVec
 	ends         *prometheus.CounterVec
 	inFlight     *prometheus.GaugeVec
+	keys         *prometheus.GaugeVec
 }
 
 // NewMetrics registers the worker's metrics.
@@ -35,8 +37,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		inFlight: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sluice_worker_in_flight", Help: "Calls that this worker has open at its provider.",
 		}, []string{"provider"}),
+		keys: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_upstream_keys", Help: "API keys of the upstream by how they stand: ok, cooling (told to wait) or refused.",
+		}, []string{"provider", "state"}),
 	}
-	reg.MustRegister(m.upstream, m.retries, m.redeliveries, m.ends, m.inFlight)
+	reg.MustRegister(m.upstream, m.retries, m.redeliveries, m.ends, m.inFlight, m.keys)
 	return m
 }
 
@@ -49,13 +54,29 @@ type providerMetrics struct {
 	inFlight     prometheus.Gauge
 	succeeded    prometheus.Counter
 	ends         *prometheus.CounterVec
+	keys         *prometheus.GaugeVec
 }
 
 func (m *Metrics) provider(name string) *providerMetrics {
 	return &providerMetrics{
 		name: name, upstream: m.upstream.WithLabelValues(name), retries: m.retries.WithLabelValues(name),
 		redeliveries: m.redeliveries.WithLabelValues(name), inFlight: m.inFlight.WithLabelValues(name),
-		succeeded: m.ends.WithLabelValues(name, ""), ends: m.ends,
+		succeeded: m.ends.WithLabelValues(name, ""), ends: m.ends, keys: m.keys,
+	}
+}
+
+// upstreamKeys shows how the upstream's keys stand, if its adapter knows.
+func (m *providerMetrics) upstreamKeys(p providers.Provider) {
+	reporter, ok := p.(providers.KeyReporter)
+	if !ok {
+		return
+	}
+	counts := map[string]int{providers.KeyOK: 0, providers.KeyCooling: 0, providers.KeyRefused: 0}
+	for _, k := range reporter.Keys() {
+		counts[k.State]++
+	}
+	for state, n := range counts {
+		m.keys.WithLabelValues(m.name, state).Set(float64(n))
 	}
 }
 

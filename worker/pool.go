@@ -84,6 +84,7 @@ func (p *pool) started() bool {
 }
 
 func (p *pool) presence() queue.ProviderPresence {
+	p.metrics.upstreamKeys(p.member.Provider)
 	p.mu.Lock()
 	perSecond := p.rate.of(p.ended.Load(), time.Now())
 	p.mu.Unlock()

@@ -36,7 +36,7 @@ type script struct {
 func (s *script) begin(call providers.Call) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	call.Body = bytes.Clone(call.Body)
+	call.Body, call.Dropped = bytes.Clone(call.Body), nil // functions cannot be compared
 	s.calls = append(s.calls, call)
 	return len(s.calls)
 }

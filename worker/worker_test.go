@@ -303,3 +303,49 @@ func TestAWorkerThatCannotBegin(t *testing.T) {
 	require.Error(t, w.Run(t.Context()))
 	require.Empty(t, w.Serves())
 }
+
+func TestDroppedFieldsTravelWithTheAnswer(t *testing.T) {
+	t.Parallel()
+	r := setup(t, func(_ context.Context, _ int, call providers.Call, emit providers.Emit) (*providers.Response, error) {
+		call.Dropped([]string{"seed"})
+		if emit == nil {
+			return answer(`{}`)
+		}
+		return nil, errors.Join(emit([][]byte{[]byte(`{"n":1}`)}), emit([][]byte{[]byte(`{"n":2}`)}))
+	})
+	r.start("worker01")
+	r.publish(newJob(false))
+	e := next(t, r.ends)
+	require.Equal(t, []string{"seed"}, e.Dropped)
+	r.settle(e)
+	r.publish(newJob(true))
+	require.Equal(t, []string{"seed"}, next(t, r.events).Dropped)
+	require.Empty(t, next(t, r.events).Dropped, "once is enough")
+	e = next(t, r.ends)
+	require.Equal(t, []string{"seed"}, e.Dropped)
+	r.settle(e)
+}
+
+// keyed is a provider that knows how its keys stand.
+type keyed struct{ providers.Provider }
+
+func (keyed) Keys() []providers.KeyState {
+	return []providers.KeyState{{State: providers.KeyOK}, {State: providers.KeyRefused}, {State: providers.KeyOK}}
+}
+
+func TestUpstreamKeysAreShown(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	NewMetrics(reg).provider("p").upstreamKeys(keyed{})
+	families, err := reg.Gather()
+	require.NoError(t, err)
+	got := make(map[string]float64)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "sluice_upstream_keys" {
+				got[m.GetLabel()[1].GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	require.Equal(t, map[string]float64{providers.KeyOK: 2, providers.KeyCooling: 0, providers.KeyRefused: 1}, got)
+}

@@ -176,17 +176,7 @@ func workerMembers(cfg *config.Config, names []string) ([]worker.Member, error) 
 	var members []worker.Member
 	for _, name := range names {
 		p := cfg.Providers[name]
-		s := registry.Settings{
-			Type: p.Type, BaseURL: string(p.BaseURL), APIKey: p.APIKey.Reveal(), Models: p.Models,
-			Timeout: p.Timeout, IdleTimeout: p.IdleTimeout, MaxResponseBytes: int64(p.MaxResponseBytes),
-		}
-		if p.Sim != nil {
-			s.Sim = registry.SimSettings{
-				FirstTokenDelay: p.Sim.FirstTokenDelay, TokensPerSecond: p.Sim.TokensPerSecond,
-				FailureRate: p.Sim.FailureRate, CompletionTokens: p.Sim.CompletionTokens,
-			}
-		}
-		adapter, err := registry.Build(name, s)
+		adapter, err := registry.Build(name, adapterSettings(p))
 		if err != nil {
 			return nil, err
 		}

@@ -120,14 +120,24 @@ type StaticKey struct {
 // Provider is one upstream. An ingress needs its name, its models and its bounds;
 // only a worker reads its address and its secret.
 type Provider struct {
-	// Which adapter speaks to the upstream: openai for any OpenAI-compatible API, sim for the simulated provider. A worker needs it.
-	Type string `yaml:"type" oneof:"openai,sim"`
-	// Address of the upstream's API, such as https://api.openai.com/v1. A worker needs it for the type openai.
+	// Which adapter speaks to the upstream: openai for any OpenAI-compatible API, anthropic and gemini for these services' own APIs, custom for an upstream that the section custom describes, sim for the simulated provider. A worker needs it.
+	Type string `yaml:"type" oneof:"openai,anthropic,gemini,custom,sim"`
+	// Address of the upstream's API, such as https://api.openai.com/v1. A worker needs it for the types openai and custom.
 	BaseURL URL `yaml:"base_url" side:"worker"`
 	// The upstream's API key. Empty: none is sent.
 	APIKey Secret `yaml:"api_key" side:"worker"`
+	// Several API keys of the upstream, used in proportion to their weights. In place of api_key.
+	APIKeys []UpstreamKey `yaml:"api_keys" side:"worker"`
+	// Headers that are sent with each call, such as OpenAI-Organization and OpenAI-Project.
+	Headers map[string]Secret `yaml:"headers" side:"worker"`
+	// Address of an HTTP proxy to call the upstream through. Empty: the one that HTTPS_PROXY and its like name.
+	Proxy URL `yaml:"proxy" side:"worker"`
 	// Models served, as names or globs. Empty: a worker asks the upstream.
 	Models []string `yaml:"models"`
+	// Names that the upstream has for models, by the names that are served here.
+	ModelMap map[string]string `yaml:"model_map" side:"worker"`
+	// What happens to a request's fields that the upstream cannot honour: reject answers 400 and names the field, drop leaves them out and names them in x-sluice-dropped-params.
+	OnUnsupported string `yaml:"on_unsupported" default:"reject" oneof:"reject,drop"`
 	// Calls at once, across all workers.
 	Concurrency int `yaml:"concurrency" default:"64" min:"1" max:"100000"`
 	// Calls at once in one worker. 0: as many as concurrency says.
@@ -142,8 +152,41 @@ type Provider struct {
 	MaxRetries int `yaml:"max_retries" default:"2" min:"0" max:"20"`
 	// Largest answer taken from the upstream.
 	MaxResponseBytes Size `yaml:"max_response_bytes" default:"32MiB" min:"1KiB" max:"1GiB"`
+	// Azure's form of the OpenAI API. Only for the type openai.
+	Azure *Azure `yaml:"azure"`
+	// Where an upstream of one's own has what. Only for the type custom.
+	Custom *Custom `yaml:"custom"`
 	// How the simulated provider behaves. Only for the type sim.
 	Sim *Sim `yaml:"sim"`
+}
+
+// UpstreamKey is one of several API keys of an upstream.
+type UpstreamKey struct {
+	// The key itself.
+	Key Secret `yaml:"key"`
+	// Share of the calls, against the other keys' weights.
+	Weight int `yaml:"weight" default:"1" min:"1" max:"1000000"`
+}
+
+// Azure configures Azure's form of the OpenAI API: deployments in the path, a version
+// in the query, the key in a header of its own.
+type Azure struct {
+	// Version of the API, such as 2024-10-21.
+	APIVersion string `yaml:"api_version"`
+}
+
+// Custom describes an upstream that speaks the OpenAI format at addresses of its own.
+type Custom struct {
+	// Path of chat completions, below base_url.
+	ChatPath string `yaml:"chat_path" default:"/chat/completions"`
+	// Path of embeddings, below base_url. Empty: there are none.
+	EmbeddingsPath string `yaml:"embeddings_path" default:""`
+	// Path of the list of models, below base_url. Empty: there is none, and models must be named.
+	ModelsPath string `yaml:"models_path" default:""`
+	// Header that carries the API key.
+	KeyHeader string `yaml:"key_header" default:"Authorization"`
+	// What stands before the key in that header.
+	KeyPrefix string `yaml:"key_prefix" default:"Bearer "`
 }
 
 // Sim configures the simulated provider.
@@ -209,6 +252,9 @@ func (p *Provider) fillSim() {
 
 // The provider types that have an adapter.
 const (
-	TypeOpenAI = "openai"
-	TypeSim    = "sim"
+	TypeOpenAI    = "openai"
+	TypeAnthropic = "anthropic"
+	TypeGemini    = "gemini"
+	TypeCustom    = "custom"
+	TypeSim       = "sim"
 )

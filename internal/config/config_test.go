@@ -31,7 +31,7 @@ func exampleEnv() []string {
 	return []string{
 		"DEV_KEY=0123456789abcdef", "VISITOR_KEY=fedcba9876543210", "OPENAI_API_KEY=sk-test",
 		"NATS_INGRESS_PASSWORD=a", "NATS_WORKER_PASSWORD=b", "LOCAL_BASE_URL=http://gpu:8000/v1",
-		"DATABASE_URL=postgres://u:p@db/sluice",
+		"DATABASE_URL=postgres://u:p@db/sluice", "ANTHROPIC_KEY_A=a", "ANTHROPIC_KEY_B=b", "GEMINI_API_KEY=g", "AZURE_OPENAI_API_KEY=z",
 	}
 }
 
@@ -52,7 +52,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, "./data", c.DataDir)
 	require.Equal(t, Observability{LogLevel: "info", LogFormat: "json"}, c.Observability)
 	require.Equal(t, Provider{
-		Type: TypeSim, Concurrency: 64, Timeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxRetries: 2,
+		Type: TypeSim, OnUnsupported: "reject", Concurrency: 64, Timeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxRetries: 2,
 		MaxResponseBytes: 33554432,
 		Sim:              &Sim{FirstTokenDelay: 50 * time.Millisecond, TokensPerSecond: 50, CompletionTokens: 64},
 	}, NewProvider(TypeSim))
@@ -122,7 +122,7 @@ func TestFullExampleHasEverySettingAtItsDefault(t *testing.T) {
 			return
 		}
 		var found bool
-		for _, name := range []string{"openai", "sim"} {
+		for _, name := range []string{"openai", "anthropic", "azure", "inhouse", "sim"} {
 			for _, i := range []string{"[0]", "[1]"} {
 				concrete := slices.Clone(p)
 				for j := range concrete {
@@ -145,6 +145,10 @@ func TestFullExampleHasEverySettingAtItsDefault(t *testing.T) {
 	require.Equal(t, d.Queue, c.Queue)
 	require.Equal(t, d.Observability, c.Observability)
 	require.Equal(t, NewProvider(TypeSim).Sim, c.Providers["sim"].Sim)
+	var custom Custom
+	applyDefaults(specOf(custom), valueOf(&custom))
+	require.Equal(t, &custom, c.Providers["inhouse"].Custom)
+	require.Equal(t, []UpstreamKey{{Key: "a", Weight: 3}, {Key: "b", Weight: 1}}, c.Providers["anthropic"].APIKeys)
 }
 
 func TestOrderOfSources(t *testing.T) {

@@ -19,11 +19,10 @@ type Found struct {
 
 // Addresses that hold where the environment says nothing else.
 const (
-	openAIBaseURL  = "https://api.openai.com/v1"
-	ollamaAddress  = "127.0.0.1"
-	ollamaPort     = "11434"
-	probeTimeout   = 500 * time.Millisecond
-	notInThisBuild = "this version has no adapter for it"
+	openAIBaseURL = "https://api.openai.com/v1"
+	ollamaAddress = "127.0.0.1"
+	ollamaPort    = "11434"
+	probeTimeout  = 500 * time.Millisecond
 )
 
 // Discover looks for providers in the environment and on this machine. It is meant
@@ -39,10 +38,15 @@ func Discover(ctx context.Context, environ []string, probe func(ctx context.Cont
 	if ollama, ok := discoverOllama(ctx, env["OLLAMA_HOST"], probe); ok {
 		found = append(found, ollama)
 	}
-	for _, other := range []struct{ name, variable string }{{"gemini", "GEMINI_API_KEY"}, {"anthropic", "ANTHROPIC_API_KEY"}} {
-		if env[other.variable] != "" {
-			found = append(found, Found{Name: other.name, What: other.variable + " in the environment", Why: notInThisBuild})
+	for _, other := range []struct{ kind, variable, models string }{
+		{TypeGemini, "GEMINI_API_KEY", "gemini-*"}, {TypeAnthropic, "ANTHROPIC_API_KEY", "claude-*"},
+	} {
+		if env[other.variable] == "" {
+			continue
 		}
+		p := NewProvider(other.kind)
+		p.APIKey, p.Models = Secret(env[other.variable]), []string{other.models}
+		found = append(found, Found{Name: other.kind, What: other.variable + " in the environment", Provider: &p})
 	}
 	sim := NewProvider(TypeSim)
 	sim.Models = []string{"sim"}

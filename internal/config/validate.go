@@ -158,17 +158,52 @@ func (v *validator) provider(p Provider, at path) {
 	reads := !v.opts.withheld(at, RoleWorker)
 	switch {
 	case p.Type == "" && reads:
-		v.wrong("is missing; write openai for an OpenAI-compatible upstream, or sim", at.with("type")...)
-	case p.Type == TypeOpenAI && reads && p.BaseURL == "":
+		v.wrong("is missing; write openai for an OpenAI-compatible upstream, or anthropic, gemini, custom or sim", at.with("type")...)
+	case (p.Type == TypeOpenAI || p.Type == TypeCustom) && reads && p.BaseURL == "":
 		v.wrong("is missing; write the address of the upstream's API, such as https://api.openai.com/v1", at.with("base_url")...)
 	case p.BaseURL != "" && !validURL(p.BaseURL.Reveal(), "http", "https"):
 		v.wrong("must be an http or https address, such as https://api.openai.com/v1", at.with("base_url")...)
 	}
-	if p.Sim != nil && p.Type == TypeOpenAI {
-		v.wrong("is only for a provider of the type sim", at.with("sim")...)
+	if p.Proxy != "" && !validURL(p.Proxy.Reveal(), "http", "https", "socks5") {
+		v.wrong("must be an http, https or socks5 address, such as http://proxy:3128", at.with("proxy")...)
 	}
+	if p.APIKey != "" && len(p.APIKeys) > 0 {
+		v.wrong("stands beside api_key; write all keys here", at.with("api_keys")...)
+	}
+	for i, k := range p.APIKeys {
+		if k.Key == "" && reads {
+			v.wrong("must not be empty", at.with("api_keys").at(i).with("key")...)
+		}
+	}
+	v.providerSections(p, at)
 	if p.WorkerConcurrency > p.Concurrency {
 		v.wrong("must not be more than concurrency, which holds across all workers", at.with("worker_concurrency")...)
+	}
+}
+
+// providerSections checks the settings that only some types have.
+func (v *validator) providerSections(p Provider, at path) {
+	for _, section := range []struct {
+		name, kind string
+		given      bool
+	}{
+		{"azure", TypeOpenAI, p.Azure != nil}, {"custom", TypeCustom, p.Custom != nil}, {"sim", TypeSim, p.Sim != nil},
+	} {
+		if section.given && p.Type != "" && p.Type != section.kind {
+			v.wrong("is only for a provider of the type "+section.kind, at.with(section.name)...)
+		}
+	}
+	if p.Azure != nil && p.Azure.APIVersion == "" {
+		v.wrong("is missing; write a version of the API, such as 2024-10-21", at.with("azure").with("api_version")...)
+	}
+	if p.Azure != nil && len(p.Models) == 0 {
+		v.wrong("is missing: Azure does not tell what is deployed", at.with("models")...)
+	}
+	if p.Custom != nil && p.Custom.ModelsPath == "" && len(p.Models) == 0 {
+		v.wrong("is missing; name the models, or write custom.models_path", at.with("models")...)
+	}
+	if p.Type == TypeCustom && p.Custom == nil {
+		v.wrong("is missing: it says where the upstream has what", at.with("custom")...)
 	}
 }
 

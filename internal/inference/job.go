@@ -5,8 +5,11 @@ import "time"
 // Kind names the operation that a job asks for; it selects the provider's endpoint.
 type Kind string
 
-// KindChat is a chat completion: the body is an OpenAI chat-completions request.
-const KindChat Kind = "chat"
+// The kinds of job.
+const (
+	KindChat       Kind = "chat"       // the body is an OpenAI chat-completions request
+	KindEmbeddings Kind = "embeddings" // the body is an OpenAI embeddings request
+)
 
 // Lane is a job's priority lane in its provider's queue.
 type Lane string

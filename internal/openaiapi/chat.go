@@ -43,7 +43,7 @@ func ParseChat(body []byte) (ChatRequest, error) {
 		return ChatRequest{}, invalid("", "the request body must be a JSON object")
 	}
 	var f chatFields
-	if err := f.collect(root); err != nil {
+	if err := collect(root, f.slot); err != nil {
 		return ChatRequest{}, err
 	}
 	return f.request()
@@ -119,7 +119,8 @@ func (f *chatFields) slot(name []byte) (string, *value) {
 	return "", nil
 }
 
-func (f *chatFields) collect(root value) error {
+// collect puts the members of the request that are looked at where slot wants them.
+func collect(root value, slot func(name []byte) (string, *value)) error {
 	it := walk(root)
 	for m, ok := it.member(); ok; m, ok = it.member() {
 		key := m.key
@@ -128,17 +129,17 @@ func (f *chatFields) collect(root value) error {
 			plain, _ := quoted.text()
 			key = []byte(plain)
 		}
-		name, slot := f.slot(key)
-		if slot == nil {
-			if twin, known := f.slot(folded(key)); known != nil {
+		name, place := slot(key)
+		if place == nil {
+			if twin, known := slot(folded(key)); known != nil {
 				return invalid(twin, "%q differs from %s only in its case, and some upstreams would take one for the other", clip(string(key), MaxModelBytes), twin)
 			}
 			continue
 		}
-		if *slot != nil {
+		if *place != nil {
 			return invalid(name, "%s is given more than once", name)
 		}
-		*slot = m.val
+		*place = m.val
 	}
 	return nil
 }

@@ -30,6 +30,13 @@ func (w *writer) str(s string) {
 	w.b = append(w.b, s...)
 }
 
+func (w *writer) strs(list []string) {
+	w.int(len(list))
+	for _, s := range list {
+		w.str(s)
+	}
+}
+
 func (w *writer) bytes(p []byte) {
 	w.int(len(p))
 	w.b = append(w.b, p...)
@@ -109,6 +116,19 @@ func (r *reader) count(size int) int {
 		return 0
 	}
 	return n
+}
+
+// strs returns nil for an empty list.
+func (r *reader) strs() []string {
+	n := r.count(1)
+	if n == 0 {
+		return nil
+	}
+	list := make([]string, 0, n)
+	for range n {
+		list = append(list, r.str())
+	}
+	return list
 }
 
 // end reports the first fault, or bytes that are left over.

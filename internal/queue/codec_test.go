@@ -134,7 +134,7 @@ func FuzzParseJob(f *testing.F) {
 func fullEnd() *End {
 	return &End{
 		JobID: "j", Run: Run{1, 2}, Worker: "w", Provider: "p", Model: "m", Elapsed: time.Second, Upstream: time.Millisecond,
-		Attempts: 3, LastSeq: 9, BodyRef: "ref", Body: []byte("body"),
+		Attempts: 3, Dropped: []string{"seed"}, LastSeq: 9, BodyRef: "ref", Body: []byte("body"),
 		Usage: inference.Usage{PromptTokens: 1, CompletionTokens: math.MaxInt64, CachedTokens: 3, ReasoningTokens: 4, Known: true, Estimated: true},
 		Err: &inference.Error{
 			Code: inference.CodeUpstreamRejected, Message: "no", Param: "model", Retryable: true,
@@ -145,7 +145,7 @@ func fullEnd() *End {
 
 func fullEvents() *Events {
 	return &Events{
-		JobID: "j", Run: Run{1, 2}, Worker: "w", FirstSeq: math.MaxUint64, Elapsed: time.Hour, Attempts: 2,
+		JobID: "j", Run: Run{1, 2}, Worker: "w", FirstSeq: math.MaxUint64, Elapsed: time.Hour, Attempts: 2, Dropped: []string{"n", "logit_bias"},
 		Chunks: [][]byte{[]byte("a"), {}, []byte("ccc")},
 	}
 }

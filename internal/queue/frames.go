@@ -31,6 +31,7 @@ type Events struct {
 	FirstSeq uint64        // sequence number of the first chunk; the run's first is 1
 	Elapsed  time.Duration // since the worker took the job
 	Attempts int           // provider calls made for the job so far
+	Dropped  []string      // with the first chunk: fields of the request that the provider could not honour
 	Chunks   [][]byte      // JSON, without SSE framing
 }
 
@@ -44,7 +45,8 @@ type End struct {
 	Elapsed  time.Duration // since the worker took the job
 	Upstream time.Duration // the part of Elapsed spent in calls of the provider
 	Attempts int
-	LastSeq  uint64 // chunks sent in this run
+	Dropped  []string // fields of the request that the provider could not honour
+	LastSeq  uint64   // chunks sent in this run
 	Usage    inference.Usage
 	Body     []byte // the whole answer when it was not streamed
 	Err      *inference.Error
@@ -124,6 +126,7 @@ func (e *Events) append(w *writer) {
 	w.uint(e.FirstSeq)
 	w.dur(e.Elapsed)
 	w.int(e.Attempts)
+	w.strs(e.Dropped)
 	w.int(len(e.Chunks))
 	for _, c := range e.Chunks {
 		w.bytes(c)
@@ -132,7 +135,7 @@ func (e *Events) append(w *writer) {
 
 func decodeEvents(jobID string, b []byte) (*Events, error) {
 	r := openFrame(b)
-	e := &Events{JobID: jobID, Run: r.run(), Worker: r.str(), FirstSeq: r.uint(), Elapsed: r.dur(), Attempts: r.int()}
+	e := &Events{JobID: jobID, Run: r.run(), Worker: r.str(), FirstSeq: r.uint(), Elapsed: r.dur(), Attempts: r.int(), Dropped: r.strs()}
 	e.Chunks = make([][]byte, 0, r.count(1))
 	for range cap(e.Chunks) {
 		e.Chunks = append(e.Chunks, r.bytes())
@@ -149,6 +152,7 @@ func (e *End) encode() []byte {
 	w.dur(e.Elapsed)
 	w.dur(e.Upstream)
 	w.int(e.Attempts)
+	w.strs(e.Dropped)
 	w.uint(e.LastSeq)
 	w.usage(e.Usage)
 	w.bool(e.Err != nil)
@@ -162,7 +166,7 @@ func (e *End) encode() []byte {
 
 func decodeEnd(jobID string, b []byte) (*End, error) {
 	r := openFrame(b)
-	e := &End{JobID: jobID, Run: r.run(), Worker: r.str(), Provider: r.str(), Model: r.str(), Elapsed: r.dur(), Upstream: r.dur(), Attempts: r.int(), LastSeq: r.uint()}
+	e := &End{JobID: jobID, Run: r.run(), Worker: r.str(), Provider: r.str(), Model: r.str(), Elapsed: r.dur(), Upstream: r.dur(), Attempts: r.int(), Dropped: r.strs(), LastSeq: r.uint()}
 	e.Usage = r.usage()
 	if r.bool() {
 		e.Err = r.domainErr()

@@ -15,6 +15,7 @@ import (
 	"sluice/internal/inference"
 	"sluice/internal/testkit"
 	"sluice/providers"
+	"sluice/providers/internal/upstream"
 	"sluice/providers/openai"
 )
 
@@ -34,7 +35,7 @@ func quickUpstream(b *testing.B, answer []byte) *httptest.Server {
 
 func BenchmarkGenerate(b *testing.B) {
 	server := quickUpstream(b, []byte(testkit.Completion("m", strings.Repeat("word ", 150), 200, 150)))
-	p, err := openai.New(openai.Options{BaseURL: server.URL, APIKey: "k"})
+	p, err := openai.New(openai.Options{Options: upstream.Options{BaseURL: server.URL, Keys: []upstream.Key{{Secret: "k"}}}})
 	require.NoError(b, err)
 	b.Cleanup(func() { _ = p.Close() })
 	call := providers.Call{Kind: inference.KindChat, Model: "m", Body: benchBody, RequestID: "r"}
@@ -78,7 +79,7 @@ func BenchmarkStream100(b *testing.B) {
 		_, _ = w.Write(text)
 	}))
 	b.Cleanup(server.Close)
-	p, err := openai.New(openai.Options{BaseURL: server.URL})
+	p, err := openai.New(openai.Options{Options: upstream.Options{BaseURL: server.URL}})
 	require.NoError(b, err)
 	b.Cleanup(func() { _ = p.Close() })
 	call := providers.Call{Kind: inference.KindChat, Model: "m", Body: benchBody}

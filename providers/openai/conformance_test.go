@@ -8,6 +8,7 @@ import (
 
 	"sluice/internal/testkit"
 	"sluice/providers"
+	"sluice/providers/internal/upstream"
 	"sluice/providers/openai"
 	"sluice/providers/providertest"
 )
@@ -20,10 +21,7 @@ func TestConformance(t *testing.T) {
 		Dialect: dialect{},
 		New: func(t *testing.T, o providertest.Options) providers.Provider {
 			t.Helper()
-			p, err := openai.New(openai.Options{
-				Name: "openai", BaseURL: o.BaseURL, APIKey: providertest.APIKey, Models: []string{providertest.Model},
-				Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, MaxResponseBytes: o.MaxResponseBytes,
-			})
+			p, err := openai.New(openai.Options{Options: upstream.Options{Name: "openai", BaseURL: o.BaseURL, Keys: []upstream.Key{{Secret: providertest.APIKey}}, Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, MaxResponseBytes: o.MaxResponseBytes}, Models: []string{providertest.Model}})
 			require.NoError(t, err)
 			return p
 		},

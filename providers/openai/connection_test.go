@@ -21,6 +21,7 @@ import (
 
 	"sluice/internal/inference"
 	"sluice/internal/testkit"
+	"sluice/providers/internal/upstream"
 	"sluice/providers/openai"
 )
 
@@ -40,14 +41,23 @@ func secureUpstream(t *testing.T, handler http.HandlerFunc) (p *openai.Provider,
 	t.Cleanup(srv.Close)
 	transport := trusting(srv)
 	t.Cleanup(transport.CloseIdleConnections)
-	p, err := openai.New(openai.Options{Name: "acme", BaseURL: srv.URL + "/v1", APIKey: key, Transport: transport})
+	p, err := openai.New(openai.Options{Options: upstream.Options{Name: "acme", BaseURL: srv.URL + "/v1", Keys: []upstream.Key{{Secret: key}}, Transport: transport}})
 	require.NoError(t, err)
 	return p, opened
 }
 
+// newTransport returns a transport as the adapter makes it for itself.
+func newTransport(secure bool) *http.Transport {
+	transport, err := upstream.NewTransport(secure, "")
+	if err != nil {
+		panic(err)
+	}
+	return transport
+}
+
 // trusting returns the adapter's transport, which takes the test server's certificate.
 func trusting(srv *httptest.Server) *http.Transport {
-	transport := openai.NewTransport(true)
+	transport := newTransport(true)
 	transport.TLSClientConfig = srv.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	transport.TLSClientConfig.NextProtos = nil
 	return transport
@@ -201,7 +211,7 @@ func (c *hookedConn) Close() error {
 // its first call is over; written says how much of the next request it still takes.
 func staleUpstream(t *testing.T, written func(p []byte) int) (*openai.Provider, *testkit.Upstream) {
 	t.Helper()
-	transport := openai.NewTransport(false)
+	transport := newTransport(false)
 	t.Cleanup(transport.CloseIdleConnections)
 	dials := 0
 	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -266,7 +276,7 @@ func TestARequestThatMayHaveArrivedIsNotSentAgainUnseen(t *testing.T) {
 func TestASmallRequestIsWrittenInOnePiece(t *testing.T) {
 	t.Parallel()
 	pieces := 0
-	transport := openai.NewTransport(false)
+	transport := newTransport(false)
 	t.Cleanup(transport.CloseIdleConnections)
 	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
@@ -285,14 +295,14 @@ func TestAnIdleConnectionIsGivenUpBeforeTheUpstreamDoes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dials := 0
-		transport := openai.NewTransport(false)
+		transport := newTransport(false)
 		transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 			dials++
 			client, server := net.Pipe()
 			go answerAll(server)
 			return client, nil
 		}
-		p, err := openai.New(openai.Options{BaseURL: "http://upstream/v1", Transport: transport})
+		p, err := openai.New(openai.Options{Options: upstream.Options{BaseURL: "http://upstream/v1", Transport: transport}})
 		require.NoError(t, err)
 		for _, c := range []struct {
 			idle  time.Duration
@@ -370,7 +380,7 @@ func TestADeadHTTP2ConnectionIsNoticed(t *testing.T) {
 			last = &hookedConn{Conn: client, over: make(chan struct{})}
 			return last, nil
 		}
-		p, err := openai.New(openai.Options{BaseURL: "https://example.com/v1", Transport: transport})
+		p, err := openai.New(openai.Options{Options: upstream.Options{BaseURL: "https://example.com/v1", Transport: transport}})
 		require.NoError(t, err)
 		resp, err := p.Generate(t.Context(), chat(`{"model":"m"}`))
 		require.NoError(t, err)

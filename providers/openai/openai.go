@@ -6,16 +6,14 @@
 // sets so that usage is known. Answers come back as they came; of a stream, only what
 // include_usage added is taken out again when the client did not ask for it.
 //
-// It never retries, never follows a redirect, and never lets the upstream's address,
-// the API key or an upstream's complaint about credentials into an error. It knows
-// its upstream and nothing of queues or of other adapters.
+// It knows its upstream and nothing of queues or of other adapters; package upstream
+// makes its calls.
 package openai
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -25,247 +23,196 @@ import (
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
 	"sluice/providers"
-)
-
-// What holds where Options says nothing.
-const (
-	DefaultTimeout          = 5 * time.Minute
-	DefaultIdleTimeout      = time.Minute
-	DefaultMaxResponseBytes = 32 << 20
+	"sluice/providers/internal/upstream"
 )
 
 const (
-	dialTimeout       = 5 * time.Second
-	handshakeTimeout  = 10 * time.Second
-	idleConnsPerHost  = 512 // more than one worker's concurrency: a call never waits for a handshake
-	socketBufferBytes = 4 << 10
-	maxHeadBytes      = 64 << 10
-	modelsTimeout     = 10 * time.Second
-	maxModelsBytes    = 4 << 20
-	maxModels         = 10_000
-)
-
-// An idle connection is given up before the upstream does so. A request that crosses
-// its farewell on the way is lost, and nobody can tell whether it was taken up, so the
-// transport must not send it again. Servers of models close after 5 seconds as a rule
-// (uvicorn and Node do), front ends of public services after 60 or more.
-const (
-	idlePlain  = 4 * time.Second
-	idleSecure = 50 * time.Second
-)
-
-// A connection of HTTP/2 carries all calls. One that has died without a word would hold
-// each of them for its whole timeout, so it is asked after when it falls silent.
-const (
-	pingAfter   = 30 * time.Second
-	pingTimeout = 15 * time.Second
+	modelsTimeout  = 10 * time.Second
+	maxModelsBytes = 4 << 20
+	maxModels      = 10_000
 )
 
 // Options is one upstream's configuration.
 type Options struct {
-	Name    string // the provider's name, for messages
-	BaseURL string // such as https://api.openai.com/v1; a query is sent with each call
-	APIKey  string // empty for an upstream that wants none
+	upstream.Options
 
 	// Models are names or globs of the models served. When empty, the upstream is asked.
 	Models []string
 
-	// Timeout bounds a whole call, streamed or not.
-	Timeout time.Duration
+	// ModelMap gives the upstream's names of models by the names that are served.
+	ModelMap map[string]string
 
-	// IdleTimeout bounds the silence between two reads of a streamed answer, comments
-	// included. It starts with the first byte of the body: until then a model may be
-	// loading or thinking, and Timeout alone counts. Time that the receiver of the
-	// chunks takes is not held against the upstream.
-	IdleTimeout time.Duration
+	// Paths are where the upstream has what, below its base URL.
+	Paths Paths
 
-	// MaxResponseBytes bounds a plain answer, and one event of a streamed answer.
-	MaxResponseBytes int64
+	// AzureVersion makes the calls in Azure's form: the model as a deployment in the
+	// path, and this version of the API in the query.
+	AzureVersion string
+}
 
-	// Transport replaces the adapter's own; its owner closes it.
-	Transport http.RoundTripper
+// Paths are an upstream's endpoints. Empty ones are OpenAI's own, unless Own is set:
+// then the upstream has no such endpoint.
+type Paths struct {
+	Own                      bool
+	Chat, Embeddings, Models string
 }
 
 // Provider is one OpenAI-compatible upstream.
 type Provider struct {
+	client    *upstream.Client
 	opts      Options
-	transport http.RoundTripper
-	own       *http.Transport // nil when the transport was given
-	chatURL   *url.URL
-	modelsURL *url.URL
-
-	// Header values are shared by all requests: the transport only reads them.
-	jsonType, eventType, agent, auth []string
+	chat      endpoint
+	embedding endpoint
+	modelsURL *url.URL // nil when there is none
 }
 
 var _ providers.Provider = (*Provider)(nil)
 
 // New checks the options and returns the adapter. Nothing is sent yet.
 func New(opts Options) (*Provider, error) {
-	base, err := parseBase(opts.BaseURL)
+	opts.PassErrors = true
+	if opts.AzureVersion != "" {
+		opts.KeyHeader, opts.KeyPrefix = "Api-Key", ""
+	}
+	client, err := upstream.New(opts.Options)
 	if err != nil {
-		return nil, fmt.Errorf("read base URL: %w", err)
+		return nil, err
 	}
-	if opts.Name == "" {
-		opts.Name = "the provider"
+	if !opts.Paths.Own {
+		opts.Paths = Paths{Chat: "chat/completions", Embeddings: "embeddings", Models: "models"}
 	}
-	if opts.Timeout <= 0 {
-		opts.Timeout = DefaultTimeout
-	}
-	if opts.IdleTimeout <= 0 {
-		opts.IdleTimeout = DefaultIdleTimeout
-	}
-	if opts.MaxResponseBytes <= 0 {
-		opts.MaxResponseBytes = DefaultMaxResponseBytes
-	}
-	opts.Models = slices.Clone(opts.Models)
-	p := &Provider{
-		opts:      opts,
-		transport: opts.Transport,
-		chatURL:   base.JoinPath("chat", "completions"),
-		modelsURL: base.JoinPath("models"),
-		jsonType:  []string{"application/json"},
-		eventType: []string{"text/event-stream"},
-		agent:     []string{"sluice"},
-	}
-	if opts.APIKey != "" {
-		if !headerSafe(opts.APIKey) {
-			return nil, errors.New("read API key: it holds characters that cannot stand in a header")
-		}
-		p.auth = []string{"Bearer " + opts.APIKey}
-	}
-	if p.transport == nil {
-		p.own = newTransport(base.Scheme == "https")
-		p.transport = p.own
+	opts.Models, opts.ModelMap = slices.Clone(opts.Models), maps.Clone(opts.ModelMap)
+	p := &Provider{client: client, opts: opts}
+	p.chat = newEndpoint(client, opts.Paths.Chat, opts.AzureVersion)
+	p.embedding = newEndpoint(client, opts.Paths.Embeddings, opts.AzureVersion)
+	if opts.Paths.Models != "" && opts.AzureVersion == "" {
+		p.modelsURL = client.At(opts.Paths.Models)
 	}
 	return p, nil
 }
 
-func parseBase(text string) (*url.URL, error) {
-	base, err := url.Parse(strings.TrimSpace(text))
-	switch {
-	case err != nil:
-		return nil, errors.New("not a URL") // the parser's error quotes it, secrets and all
-	case base.Scheme != "http" && base.Scheme != "https":
-		return nil, errors.New("it must begin with http:// or https://")
-	case base.Host == "":
-		return nil, errors.New("it names no host")
-	case base.User != nil:
-		return nil, errors.New("it must not hold credentials; set the API key instead")
-	}
-	base.Fragment = ""
-	if base.Path == "" {
-		base.Path = "/" // or what is joined to it would not begin with a slash
-	}
-	return base, nil
+// endpoint is where one kind of call goes.
+type endpoint struct {
+	client *upstream.Client
+	path   string
+	url    *url.URL // nil in Azure's form, where the model stands in the path
+	azure  string
 }
 
-// newTransport returns a transport for many calls to one host. It has no timeout for
-// the response's head, because a plain answer sends its head when it is ready: the
-// call's context bounds it.
-func newTransport(secure bool) *http.Transport {
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	idle := idlePlain
-	if secure {
-		idle = idleSecure
+func newEndpoint(client *upstream.Client, path, azure string) endpoint {
+	e := endpoint{client: client, path: path, azure: azure}
+	if azure == "" {
+		e.url = client.At(path)
 	}
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            dialer.DialContext,
-		TLSHandshakeTimeout:    handshakeTimeout,
-		MaxIdleConnsPerHost:    idleConnsPerHost,
-		IdleConnTimeout:        idle,
-		MaxResponseHeaderBytes: maxHeadBytes,
-		ForceAttemptHTTP2:      secure,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
-		DisableCompression:     true, // answers pass through; to unpack them would be work for nothing
-		ReadBufferSize:         socketBufferBytes,
-		WriteBufferSize:        socketBufferBytes,
+	return e
+}
+
+// at returns the address for calls of the model. Azure's form is
+// {base}/openai/deployments/{model}/{path}?api-version={version}, as its REST reference
+// says; the base may end in /openai already.
+func (e endpoint) at(model string) *url.URL {
+	if e.url != nil {
+		return e.url
 	}
+	to := e.client.At("deployments", url.PathEscape(model), e.path)
+	if !strings.Contains(to.Path, "/openai/deployments/") {
+		to = e.client.At("openai", "deployments", url.PathEscape(model), e.path)
+	}
+	query := to.Query()
+	query.Set("api-version", e.azure)
+	to.RawQuery = query.Encode()
+	return to
 }
 
 // Generate makes one call and returns its whole answer.
-func (p *Provider) Generate(parent context.Context, call providers.Call) (*providers.Response, error) {
-	body, err := p.requestBody(call, false)
+func (p *Provider) Generate(ctx context.Context, call providers.Call) (*providers.Response, error) {
+	req, err := p.request(call, false)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(parent, p.opts.Timeout, errCallTimeout)
-	defer cancel()
-	resp, err := p.send(ctx, p.chatRequest(call, body, p.jsonType))
+	resp, err := p.client.Do(ctx, req)
 	if err != nil {
-		return nil, p.transportError(parent, ctx, err)
+		return nil, err
 	}
-	defer closeBody(resp)
-	if resp.StatusCode/100 != 2 {
-		return nil, p.statusError(parent, ctx, resp)
-	}
-	answer, err := readBounded(resp, p.opts.MaxResponseBytes)
+	defer resp.Close()
+	answer, err := resp.ReadAll()
 	if err != nil {
-		return nil, p.bodyError(parent, ctx, err)
+		return nil, err
 	}
-	completion, err := openaiapi.ParseCompletion(answer)
+	read := openaiapi.ParseCompletion
+	if call.Kind == inference.KindEmbeddings {
+		read = openaiapi.ParseEmbeddingList
+	}
+	completion, err := read(answer)
 	if err != nil {
-		return nil, p.invalidAnswer(resp.StatusCode, err)
+		return nil, resp.Invalid(err)
 	}
 	if completion.Failed {
-		return nil, p.errorObject(answer, resp.StatusCode)
+		return nil, resp.Complained(resp.Explain(answer))
 	}
 	return &providers.Response{Body: answer, Model: completion.Model, Usage: completion.Usage}, nil
 }
 
+var errNoModelList = errors.New("not a model list")
+
 // Capabilities returns the configured models, or asks the upstream when none are.
 // Tools and images are for each model to accept or refuse.
-func (p *Provider) Capabilities(parent context.Context) (providers.Capabilities, error) {
-	caps := providers.Capabilities{Streaming: true, Tools: true, Images: true, Models: slices.Clone(p.opts.Models)}
-	if len(caps.Models) > 0 {
+func (p *Provider) Capabilities(ctx context.Context) (providers.Capabilities, error) {
+	caps := providers.Capabilities{
+		Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: p.embedding.path != "",
+		Models: slices.Clone(p.opts.Models),
+	}
+	if len(caps.Models) > 0 || p.modelsURL == nil {
 		return caps, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(parent, min(modelsTimeout, p.opts.Timeout), errCallTimeout)
-	defer cancel()
-	resp, err := p.send(ctx, p.newRequest(http.MethodGet, p.modelsURL, p.jsonType))
+	resp, err := p.client.Do(ctx, upstream.Request{Method: http.MethodGet, URL: p.modelsURL, Timeout: modelsTimeout, MaxBytes: maxModelsBytes})
 	if err != nil {
-		return providers.Capabilities{}, p.transportError(parent, ctx, err)
+		return providers.Capabilities{}, err
 	}
-	defer closeBody(resp)
-	if resp.StatusCode/100 != 2 {
-		return providers.Capabilities{}, p.statusError(parent, ctx, resp)
-	}
-	list, err := readBounded(resp, maxModelsBytes)
+	defer resp.Close()
+	list, err := resp.ReadAll()
 	if err != nil {
-		return providers.Capabilities{}, p.bodyError(parent, ctx, err)
+		return providers.Capabilities{}, err
 	}
 	models, ok := openaiapi.ParseModelIDs(list, maxModels)
 	if !ok {
-		return providers.Capabilities{}, p.invalidAnswer(resp.StatusCode, errNoModelList)
+		return providers.Capabilities{}, resp.Invalid(errNoModelList)
 	}
 	caps.Models = models
 	return caps, nil
 }
 
-// Close frees idle connections of the adapter's own transport.
-func (p *Provider) Close() error {
-	if p.own != nil {
-		p.own.CloseIdleConnections()
-	}
-	return nil
-}
+// Keys tells how the upstream's keys stand.
+func (p *Provider) Keys() []providers.KeyState { return p.client.Keys() }
 
-// requestBody returns the bytes to send: the call's own wherever nothing must change.
-func (p *Provider) requestBody(call providers.Call, stream bool) ([]byte, error) {
-	if call.Kind != inference.KindChat {
-		return nil, inference.Errorf(inference.CodeInvalidRequest, "%s does not serve requests of this kind", p.opts.Name)
+// Close frees idle connections.
+func (p *Provider) Close() error { return p.client.Close() }
+
+// request is what to send: the call's own bytes wherever nothing must change.
+func (p *Provider) request(call providers.Call, stream bool) (upstream.Request, error) {
+	to := p.chat
+	if call.Kind == inference.KindEmbeddings && !stream {
+		to = p.embedding
+	} else if call.Kind != inference.KindChat {
+		to = endpoint{}
+	}
+	if to.path == "" {
+		return upstream.Request{}, inference.Errorf(inference.CodeInvalidRequest, "%s does not serve requests of this kind", p.client.Name())
+	}
+	model := call.Model
+	if mapped, ok := p.opts.ModelMap[model]; ok {
+		model = mapped
 	}
 	body := call.Body
 	var err error
-	if call.Model != "" {
-		body, err = openaiapi.SetModel(body, call.Model)
+	if model != "" {
+		body, err = openaiapi.SetModel(body, model)
 	}
 	if err == nil && stream {
 		body, err = openaiapi.WithStreamUsage(body)
 	}
 	if err != nil {
-		return nil, &inference.Error{Code: inference.CodeInvalidJSON, Message: "the request body is not a JSON object", Err: err}
+		return upstream.Request{}, &inference.Error{Code: inference.CodeInvalidJSON, Message: "the request body is not a JSON object", Err: err}
 	}
-	return body, nil
+	return upstream.Request{URL: to.at(model), Body: body, Stream: stream, RequestID: call.RequestID, TraceParent: call.TraceParent}, nil
 }

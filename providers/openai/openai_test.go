@@ -17,6 +17,7 @@ import (
 	"sluice/internal/inference"
 	"sluice/internal/testkit"
 	"sluice/providers"
+	"sluice/providers/internal/upstream"
 	"sluice/providers/openai"
 )
 
@@ -25,7 +26,7 @@ const key = "sk-top-secret"
 func setup(t *testing.T, change func(*openai.Options)) (*openai.Provider, *testkit.Upstream) {
 	t.Helper()
 	up := testkit.NewUpstream(t)
-	opts := openai.Options{Name: "acme", BaseURL: up.URL(), APIKey: key}
+	opts := openai.Options{Options: upstream.Options{Name: "acme", BaseURL: up.URL(), Keys: []upstream.Key{{Secret: key}}}}
 	if change != nil {
 		change(&opts)
 	}
@@ -117,7 +118,7 @@ func TestBaseURLForms(t *testing.T) {
 
 func TestRequestHeadersCannotBeInjected(t *testing.T) {
 	t.Parallel()
-	p, up := setup(t, func(o *openai.Options) { o.APIKey = "" })
+	p, up := setup(t, func(o *openai.Options) { o.Keys = []upstream.Key{{Secret: ""}} })
 	call := chat(`{"model":"m"}`)
 	call.RequestID, call.TraceParent = "a\r\nX-Evil: 1", "b\nc"
 	_, err := p.Generate(t.Context(), call)
@@ -295,7 +296,6 @@ func TestRejectionGoesBackUnchanged(t *testing.T) {
 
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
-	p, up := setup(t, nil)
 	cases := map[string]struct {
 		name, value string
 		low, high   time.Duration
@@ -312,6 +312,7 @@ func TestRetryAfter(t *testing.T) {
 		"garbage":  {"Retry-After", "soon", 0, 0},
 	}
 	for name, c := range cases {
+		p, up := setup(t, nil) // a key that was told to wait does
 		up.Handle(func(call *testkit.Call) {
 			call.SetHeader(c.name, c.value)
 			call.Fail(http.StatusTooManyRequests, "slow down")
@@ -322,6 +323,7 @@ func TestRetryAfter(t *testing.T) {
 		require.LessOrEqual(t, e.RetryAfter, c.high, name)
 		require.True(t, e.Retryable)
 	}
+	p, up := setup(t, nil)
 	up.Handle(func(c *testkit.Call) { c.JSON(429, `{"error":{"message":"pay","code":"insufficient_quota"}}`) })
 	_, err := p.Generate(t.Context(), chat(`{}`))
 	require.False(t, inference.AsError(err).Retryable, "an empty account stays empty")
@@ -332,7 +334,9 @@ func TestCapabilities(t *testing.T) {
 	p, up := setup(t, func(o *openai.Options) { o.Models = []string{"a", "b*"} })
 	caps, err := p.Capabilities(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, providers.Capabilities{Streaming: true, Tools: true, Images: true, Models: []string{"a", "b*"}}, caps)
+	require.Equal(t, providers.Capabilities{
+		Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: true, Models: []string{"a", "b*"},
+	}, caps)
 	require.Zero(t, up.Count(), "configured models need no question")
 
 	p, up = setup(t, nil)
@@ -366,11 +370,11 @@ func TestCapabilitiesFail(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	for _, base := range []string{"", "api.openai.com/v1", "ftp://x", "http://", "http://user:" + key + "@x/v1", "http://[" + key} {
-		_, err := openai.New(openai.Options{BaseURL: base})
+		_, err := openai.New(openai.Options{Options: upstream.Options{BaseURL: base}})
 		require.Error(t, err, base)
 		require.NotContains(t, err.Error(), key)
 	}
-	_, err := openai.New(openai.Options{BaseURL: "http://x", APIKey: key + "\n"})
+	_, err := openai.New(openai.Options{Options: upstream.Options{BaseURL: "http://x", Keys: []upstream.Key{{Secret: key + "\n"}}}})
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), key)
 }
@@ -382,7 +386,7 @@ func TestErrorsOfTheTransportTellNoAddress(t *testing.T) {
 	secure.StartTLS()
 	t.Cleanup(secure.Close)
 	for name, base := range map[string]string{"no such host": "http://sluice-test.invalid/v1", "not trusted": secure.URL} {
-		p, err := openai.New(openai.Options{BaseURL: base})
+		p, err := openai.New(openai.Options{Options: upstream.Options{BaseURL: base}})
 		require.NoError(t, err)
 		_, err = p.Generate(t.Context(), chat(`{}`))
 		require.NoError(t, p.Close())
@@ -398,12 +402,12 @@ func TestIdleTimeoutWaitsForTheFirstByte(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
-		p, err := openai.New(openai.Options{
+		p, err := openai.New(openai.Options{Options: upstream.Options{
 			BaseURL: "http://upstream", IdleTimeout: time.Second, Timeout: time.Hour,
 			Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: &late{ended: r.Context().Done(), gate: gate}}, nil
 			}),
-		})
+		}})
 		require.NoError(t, err)
 		time.AfterFunc(time.Minute, func() { close(gate) })
 		start := time.Now()
@@ -439,3 +443,76 @@ func (l *late) Read(p []byte) (int, error) {
 }
 
 func (l *late) Close() error { return nil }
+
+func TestEmbeddings(t *testing.T) {
+	t.Parallel()
+	p, up := setup(t, nil)
+	const body = `{"model":"e","input":["a","b"],"x_unknown":1}`
+	const answer = `{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5,-1e-3]}],"model":"e-1","usage":{"prompt_tokens":4,"total_tokens":4}}`
+	up.Handle(func(c *testkit.Call) { c.JSON(200, answer) })
+	call := providers.Call{Kind: inference.KindEmbeddings, Model: "e", Body: []byte(body)}
+	resp, err := p.Generate(t.Context(), call)
+	require.NoError(t, err)
+	require.Equal(t, answer, string(resp.Body), "as it came")
+	require.Equal(t, "e-1", resp.Model)
+	require.Equal(t, inference.Usage{PromptTokens: 4, Known: true}, resp.Usage)
+	require.Equal(t, "/v1/embeddings", up.Last().Path)
+	require.Equal(t, body, string(up.Last().Body))
+
+	_, err = p.StreamGenerate(t.Context(), call, new(sink).emit)
+	require.Equal(t, inference.CodeInvalidRequest, inference.AsError(err).Code)
+	for _, bad := range []string{`{"object":"list"}`, `[]`, `{`, `{"data":{}}`} {
+		up.Handle(func(c *testkit.Call) { c.JSON(200, bad) })
+		_, err = p.Generate(t.Context(), call)
+		require.Equal(t, inference.CodeUpstreamInvalid, inference.AsError(err).Code, bad)
+	}
+	up.Handle(func(c *testkit.Call) { c.JSON(200, `{"error":{"message":"no"}}`) })
+	_, err = p.Generate(t.Context(), call)
+	require.Equal(t, inference.CodeUpstreamError, inference.AsError(err).Code)
+}
+
+func TestAzure(t *testing.T) {
+	t.Parallel()
+	for name, suffix := range map[string]string{"the resource": "", "with its path": "/openai"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, up := setup(t, func(o *openai.Options) {
+				o.BaseURL += suffix
+				o.AzureVersion = "2024-10-21"
+				o.ModelMap = map[string]string{"gpt-4o": "my deployment/1"}
+			})
+			up.Handle(func(c *testkit.Call) { c.Reply("hi") })
+			call := providers.Call{Kind: inference.KindChat, Model: "gpt-4o", Body: []byte(`{"model":"x","messages":[]}`)}
+			_, err := p.Generate(t.Context(), call)
+			require.NoError(t, err)
+			require.Equal(t, "/v1/openai/deployments/my deployment/1/chat/completions", up.Last().Path)
+			require.Equal(t, "api-version=2024-10-21", up.Last().Query)
+			require.Equal(t, key, up.Last().Header.Get("Api-Key"))
+			require.Empty(t, up.Last().Header.Get("Authorization"))
+			require.JSONEq(t, `{"model":"my deployment/1","messages":[]}`, string(up.Last().Body))
+			caps, err := p.Capabilities(t.Context())
+			require.NoError(t, err)
+			require.Empty(t, caps.Models, "Azure lists what could be deployed, not what is")
+		})
+	}
+}
+
+func TestOwnPaths(t *testing.T) {
+	t.Parallel()
+	p, up := setup(t, func(o *openai.Options) {
+		o.Paths = openai.Paths{Own: true, Chat: "/generate"}
+		o.KeyHeader, o.KeyPrefix = "x-token", "T "
+		o.Headers = map[string]string{"x-team": "research"}
+	})
+	up.Handle(func(c *testkit.Call) { c.Reply("hi") })
+	_, err := p.Generate(t.Context(), chat(`{"model":"m"}`))
+	require.NoError(t, err)
+	require.Equal(t, "/v1/generate", up.Last().Path)
+	require.Equal(t, "T "+key, up.Last().Header.Get("X-Token"))
+	require.Equal(t, "research", up.Last().Header.Get("X-Team"))
+	_, err = p.Generate(t.Context(), providers.Call{Kind: inference.KindEmbeddings, Body: []byte(`{}`)})
+	require.Equal(t, inference.CodeInvalidRequest, inference.AsError(err).Code)
+	caps, err := p.Capabilities(t.Context())
+	require.NoError(t, err)
+	require.False(t, caps.Embeddings)
+}

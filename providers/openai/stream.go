@@ -4,23 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"mime"
-	"net/http"
-	"strings"
-	"time"
 
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
 	"sluice/providers"
-)
-
-// drainTimeout is how long the end of a finished answer may take to arrive. Reading
-// up to it lets the next call use the connection; waiting longer would cost more.
-const (
-	drainTimeout = 50 * time.Millisecond
-	drainBytes   = 4 << 10
+	"sluice/providers/internal/upstream"
 )
 
 // StreamGenerate makes one streamed call.
@@ -29,64 +18,46 @@ const (
 // choice gave its finish reason, as some never send [DONE]. Usage that it did not
 // report by then, or before the call was cut or cancelled, is estimated from the
 // request's text and the number of chunks with content.
-func (p *Provider) StreamGenerate(parent context.Context, call providers.Call, emit providers.Emit) (providers.Summary, error) {
-	body, err := p.requestBody(call, true)
+func (p *Provider) StreamGenerate(ctx context.Context, call providers.Call, emit providers.Emit) (providers.Summary, error) {
+	req, err := p.request(call, true)
 	if err != nil {
 		return providers.Summary{}, err
 	}
-	timed, stop := context.WithTimeoutCause(parent, p.opts.Timeout, errCallTimeout)
-	defer stop()
-	ctx, cancel := context.WithCancelCause(timed)
-	defer cancel(nil)
-	resp, err := p.send(ctx, p.chatRequest(call, body, p.eventType))
+	resp, err := p.client.Do(ctx, req)
 	if err != nil {
-		return providers.Summary{}, p.transportError(parent, ctx, err)
+		return providers.Summary{}, err
 	}
-	defer closeBody(resp)
-	if resp.StatusCode/100 != 2 {
-		return providers.Summary{}, p.statusError(parent, ctx, resp)
+	defer resp.Close()
+	if resp.Plain() {
+		return providers.Summary{}, plainAnswer(resp)
 	}
-	if answersPlainly(resp) {
-		return providers.Summary{}, p.plainAnswer(parent, ctx, resp)
-	}
-	idle := newIdleReader(resp.Body, p.opts.IdleTimeout, func() { cancel(errIdle) })
-	defer idle.timer.Stop()
-	s := &stream{
-		p: p, call: call, emit: emit, status: resp.StatusCode,
-		events: openaiapi.NewReader(idle, int(p.opts.MaxResponseBytes)),
-	}
+	s := &stream{resp: resp, call: call, emit: emit, events: resp.Events()}
 	if err := s.run(); err != nil {
-		return s.summary(), p.streamError(parent, ctx, err)
+		return s.summary(), resp.Fail(err)
 	}
-	idle.drain()
+	resp.Drain()
 	return s.summary(), nil
 }
 
-// answersPlainly reports that the upstream did not stream. Types that are neither
-// JSON nor a page are read as events, since not every server labels them.
-func answersPlainly(resp *http.Response) bool {
-	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	return err == nil && (kind == "application/json" || kind == "text/html" || strings.HasSuffix(kind, "+json"))
-}
+var errNotStream = errors.New("streamed call answered without a stream")
 
-func (p *Provider) plainAnswer(parent, ctx context.Context, resp *http.Response) error {
-	answer, err := readBounded(resp, p.opts.MaxResponseBytes)
+func plainAnswer(resp *upstream.Response) error {
+	answer, err := resp.ReadAll()
 	if err != nil {
-		return p.bodyError(parent, ctx, err)
+		return err
 	}
 	if c, err := openaiapi.ParseCompletion(answer); err == nil && c.Failed {
-		return p.errorObject(answer, resp.StatusCode)
+		return resp.Complained(resp.Explain(answer))
 	}
-	return p.invalidAnswer(resp.StatusCode, errNotStream)
+	return resp.Invalid(errNotStream)
 }
 
 // stream is one streamed answer on its way through.
 type stream struct {
-	p      *Provider
+	resp   *upstream.Response
 	call   providers.Call
 	emit   providers.Emit
 	events *openaiapi.Reader
-	status int
 
 	batch   [][]byte // chunks that arrived together and are not yet handed on
 	choices openaiapi.Choices
@@ -127,7 +98,7 @@ func (s *stream) take(ev openaiapi.Event) error {
 	data := bytes.TrimSpace(ev.Data)
 	switch {
 	case ev.Name == "error":
-		return s.p.errorObject(data, s.status)
+		return s.resp.Complained(s.resp.Explain(data))
 	case len(data) == 0:
 		return nil
 	case string(data) == openaiapi.Done:
@@ -135,10 +106,10 @@ func (s *stream) take(ev openaiapi.Event) error {
 	}
 	var chunk openaiapi.Chunk
 	if err := openaiapi.ParseChunk(data, &chunk, &s.choices); err != nil {
-		return s.p.invalidAnswer(s.status, err)
+		return s.resp.Invalid(err)
 	}
 	if chunk.Failed {
-		return s.p.errorObject(data, s.status)
+		return s.resp.Complained(s.resp.Explain(data))
 	}
 	s.any = true
 	s.model = chunk.ModelName(s.model)
@@ -163,16 +134,13 @@ func (s *stream) flush() error {
 	err := s.emit(s.batch)
 	s.batch = s.batch[:0]
 	if err != nil {
-		return &emitError{err}
+		return upstream.EmitError(err)
 	}
 	return nil
 }
 
 // ended judges an end without [DONE].
 func (s *stream) ended(err error) error {
-	if errors.Is(err, openaiapi.ErrEventTooLarge) {
-		return errTooLarge
-	}
 	if s.choices.Finished() && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
 		return nil
 	}
@@ -190,45 +158,4 @@ func (s *stream) summary() providers.Summary {
 		}
 	}
 	return sum
-}
-
-// emitError marks an error as the receiver's, which is no fault of the upstream.
-type emitError struct{ err error }
-
-func (e *emitError) Error() string { return fmt.Sprintf("emit chunks: %v", e.err) }
-func (e *emitError) Unwrap() error { return e.err }
-
-// idleReader lets its timer run only while it waits for the upstream, and only once
-// the first bytes have come.
-type idleReader struct {
-	src   io.Reader
-	limit time.Duration
-	timer *time.Timer
-	begun bool
-}
-
-func newIdleReader(src io.Reader, limit time.Duration, expire func()) *idleReader {
-	r := &idleReader{src: src, limit: limit, timer: time.AfterFunc(limit, expire)}
-	r.timer.Stop()
-	return r
-}
-
-func (r *idleReader) Read(buf []byte) (int, error) {
-	if !r.begun {
-		n, err := r.src.Read(buf)
-		r.begun = n > 0
-		return n, err
-	}
-	r.timer.Reset(r.limit)
-	n, err := r.src.Read(buf)
-	r.timer.Stop()
-	return n, err
-}
-
-// drain reads to the end of a finished answer, so that its connection can be used
-// again. An upstream that keeps it open loses it.
-func (r *idleReader) drain() {
-	r.limit = drainTimeout
-	r.begun = true
-	_, _ = io.CopyN(io.Discard, r, drainBytes) // how it ends is of no interest
 }

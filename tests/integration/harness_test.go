@@ -27,7 +27,7 @@ import (
 	"sluice/internal/observability"
 	"sluice/internal/queue"
 	"sluice/internal/testkit"
-	"sluice/providers/openai"
+	"sluice/providers/registry"
 	"sluice/store"
 	"sluice/store/postgres"
 	"sluice/store/sqlite"
@@ -223,9 +223,9 @@ func (s *stack) addWorker(up *testkit.Upstream) { s.addWorkerAt(up, s.opt.natsUR
 func (s *stack) addWorkerAt(up *testkit.Upstream, natsURL string) {
 	t, o := s.t, s.opt
 	t.Helper()
-	adapter, err := openai.New(openai.Options{
-		Name: provider, BaseURL: up.URL(), APIKey: upstreamKey, Models: o.models, Timeout: o.callTimeout,
-		IdleTimeout: o.callTimeout, MaxResponseBytes: 32 << 20,
+	adapter, err := registry.Build(provider, registry.Settings{
+		Type: registry.TypeOpenAI, BaseURL: up.URL(), Keys: []registry.Key{{Secret: upstreamKey}}, Models: o.models,
+		Timeout: o.callTimeout, IdleTimeout: o.callTimeout, MaxResponseBytes: 32 << 20,
 	})
 	require.NoError(t, err)
 	h := &hand{conn: s.connect("worker", natsURL), reg: prometheus.NewRegistry()}

@@ -1,4 +1,0 @@
-package openai
-
-// NewTransport lets the tests trust their own upstreams with the adapter's transport.
-var NewTransport = newTransport
