@@ -104,9 +104,15 @@ func TestNothingSecretIsShown(t *testing.T) {
 	send("a wrong field", `{"model": "scripted", "messages": [{"role": "user", "content": "x"}], "temperature": "`+secretPrompt+`"}`, clusterKey, nil)
 	s.requireNone(secretPrompt, secretAnswer, secretUpstream, secretUser, clusterKey)
 
+	begun := in.openStream(t, clusterModel, secretPrompt+" cut", nil)
+	begun.until(secretAnswer)
+	end := begun.rest()
+	require.NotEmpty(t, end)
+	s.add("the error in a stream", end[len(end)-1].data)
+
 	// A provider's own word about what went wrong reaches the client who asked, though
 	// never with the provider's key in it.
-	for _, kind := range []string{"rejected", "broken", "limited"} {
+	for _, kind := range []string{"rejected", "broken", "limited"} { // after the last one the key is told to wait
 		resp, err := in.post(t.Context(), chatBody(clusterModel, false, secretPrompt+" "+kind), nil)
 		require.NoError(t, err)
 		text, err := io.ReadAll(resp.Body)
@@ -115,12 +121,6 @@ func TestNothingSecretIsShown(t *testing.T) {
 		require.GreaterOrEqual(t, resp.StatusCode, 400, kind)
 		require.NotContains(t, string(text), secretUpstream, kind)
 	}
-	begun := in.openStream(t, clusterModel, secretPrompt+" cut", nil)
-	begun.until(secretAnswer)
-	end := begun.rest()
-	require.NotEmpty(t, end)
-	s.add("the error in a stream", end[len(end)-1].data)
-
 	// What cannot be reached is told of without its password.
 	require.NoError(t, nats.Kill())
 	in.eventually("notice", func() bool { return strings.Contains(in.stderr.String(), "disconnected from nats") })

@@ -94,7 +94,7 @@ func TestErrorsOfRequests(t *testing.T) {
 	require.ErrorAs(t, client.Get(t.Context(), "chat/completions", nil, nil), &e)
 	require.Equal(t, http.StatusMethodNotAllowed, e.StatusCode)
 	require.Equal(t, "method_not_allowed", e.Code)
-	require.ErrorAs(t, client.Post(t.Context(), "embeddings", nil, nil), &e)
+	require.ErrorAs(t, client.Post(t.Context(), "nothing", nil, nil), &e)
 	require.Equal(t, http.StatusNotFound, e.StatusCode)
 	require.Equal(t, "not_found", e.Code)
 	require.NotEmpty(t, e.Response.Header.Get("X-Request-Id"))
