@@ -259,3 +259,21 @@ func TestStreamCutByADrainGoesOnElsewhere(t *testing.T) {
 	require.True(t, got[len(got)-1].done())
 	c.requireOneRowEach([]string{"cut"})
 }
+
+// A load balancer that asks /readyz learns that an ingress is stopping while new
+// connections are still served.
+func TestAStoppingIngressGivesItsLoadBalancerTime(t *testing.T) {
+	t.Parallel()
+	p := serving(t, t.TempDir(), "SLUICE_SERVER_DRAIN_DELAY=6s")
+	key := firstKey(t, p)
+	p.signal(syscall.SIGTERM)
+	p.eventually("say that it is stopping", func() bool {
+		fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.address()+"/readyz", nil)
+		require.NoError(t, err)
+		resp, err := fresh.Do(req)
+		return err == nil && drop(resp) == http.StatusServiceUnavailable
+	})
+	say(t, p, key, "late-but-in-time")
+	require.Zero(t, p.wait())
+}
