@@ -82,7 +82,7 @@ func (f *flight) events(e *queue.Events, now time.Time) bool {
 	if f.ended || f.begun && e.Run != f.run || e.Run.Before(f.run) {
 		return false
 	}
-	f.run, f.held, f.heardAt = e.Run, true, now
+	f.heard(e.Run, now)
 	if !f.begun {
 		f.begun = true
 		f.first = firstChunk{after: now.Sub(f.accepted), elapsed: e.Elapsed, attempts: e.Attempts, dropped: e.Dropped}
@@ -97,10 +97,15 @@ func (f *flight) holds(run queue.Run, now time.Time) {
 	if f.run != (queue.Run{}) && run != f.run {
 		return // only a claim moves a job from one run to the next
 	}
+	f.heard(run, now)
+}
+
+// heard notes that a worker is at the run. The caller holds mu.
+func (f *flight) heard(run queue.Run, now time.Time) {
+	f.run, f.held, f.heardAt = run, true, now
 	if f.heldAt.IsZero() {
 		f.heldAt = now
 	}
-	f.run, f.held, f.heardAt = run, true, now
 }
 
 // claim judges whether another run may begin. To drop a job removes its message, also
@@ -131,7 +136,7 @@ func (f *flight) claim(run queue.Run, now time.Time) (v queue.Verdict, lost *inf
 	if f.held {
 		f.lostRuns++
 	}
-	f.run, f.held, f.heardAt = run, true, now
+	f.heard(run, now)
 	return queue.VerdictRun, nil
 }
 

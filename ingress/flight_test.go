@@ -208,6 +208,21 @@ func TestFlightRecord(t *testing.T) {
 	require.Equal(t, 502, r.Status)
 }
 
+// However a worker was first heard of, the time since then is not the queue's.
+func TestTheTimeOfAWorkerIsNotTheQueues(t *testing.T) {
+	t.Parallel()
+	for name, first := range map[string]func(f *flight){
+		"a beat":  func(f *flight) { f.holds(epoch0run1, t0.Add(time.Second)) },
+		"a claim": func(f *flight) { f.claim(epoch0run2, t0.Add(time.Second)) },
+		"a chunk": func(f *flight) { f.events(eventsOf(epoch0run1), t0.Add(time.Second)) },
+	} {
+		f := newTestFlight()
+		first(f)
+		require.True(t, f.leave(inference.OutcomeExpired, errClientGone(), t0.Add(5*time.Second)))
+		require.Equal(t, 4*time.Second, f.end.Elapsed, name)
+	}
+}
+
 func TestOutcomes(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, inference.OutcomeSucceeded, outcomeOf(nil))

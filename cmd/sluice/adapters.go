@@ -9,7 +9,7 @@ import (
 func adapterSettings(p config.Provider) registry.Settings {
 	s := registry.Settings{
 		Type: p.Type, BaseURL: p.BaseURL.Reveal(), Proxy: p.Proxy.Reveal(), Models: p.Models, ModelMap: p.ModelMap,
-		DropUnsupported: p.OnUnsupported == "drop",
+		DropUnsupported: p.OnUnsupported == config.OnUnsupportedDrop,
 		Timeout:         p.Timeout, IdleTimeout: p.IdleTimeout, MaxResponseBytes: int64(p.MaxResponseBytes),
 		Headers: make(map[string]string, len(p.Headers)),
 	}

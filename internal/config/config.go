@@ -136,7 +136,7 @@ type Provider struct {
 	Models []string `yaml:"models"`
 	// Names that the upstream has for models, by the names that are served here.
 	ModelMap map[string]string `yaml:"model_map" side:"worker"`
-	// What happens to a request's fields that the upstream cannot honour: reject answers 400 and names the field, drop leaves them out and names them in x-sluice-dropped-params.
+	// What happens to a request's fields that the upstream cannot honour, for the types anthropic and gemini: reject answers 400 and names the field, drop leaves them out and names them in x-sluice-dropped-params.
 	OnUnsupported string `yaml:"on_unsupported" default:"reject" oneof:"reject,drop"`
 	// Calls at once, across all workers.
 	Concurrency int `yaml:"concurrency" default:"64" min:"1" max:"100000"`
@@ -249,6 +249,9 @@ func (p *Provider) fillSim() {
 	p.Sim = new(Sim)
 	applyDefaults(specOf(*p.Sim), valueOf(p.Sim))
 }
+
+// OnUnsupportedDrop lets go of a request's fields that an upstream cannot honour.
+const OnUnsupportedDrop = "drop"
 
 // The provider types that have an adapter.
 const (

@@ -193,6 +193,7 @@ func (v *validator) providerSections(p Provider, at path) {
 			v.wrong("is only for a provider of the type "+section.kind, at.with(section.name)...)
 		}
 	}
+	v.idle(p, at)
 	if p.Azure != nil && p.Azure.APIVersion == "" {
 		v.wrong("is missing; write a version of the API, such as 2024-10-21", at.with("azure").with("api_version")...)
 	}
@@ -204,6 +205,27 @@ func (v *validator) providerSections(p Provider, at path) {
 	}
 	if p.Type == TypeCustom && p.Custom == nil {
 		v.wrong("is missing: it says where the upstream has what", at.with("custom")...)
+	}
+}
+
+// idle refuses settings that would do nothing for a provider of this type.
+func (v *validator) idle(p Provider, at path) {
+	translates := p.Type == TypeAnthropic || p.Type == TypeGemini
+	if p.OnUnsupported == OnUnsupportedDrop && p.Type != "" && !translates {
+		v.wrong("is only for the types anthropic and gemini: others get the request as it came", at.with("on_unsupported")...)
+	}
+	if p.Type != TypeSim {
+		return
+	}
+	for _, setting := range []struct {
+		name  string
+		given bool
+	}{
+		{"api_keys", len(p.APIKeys) > 0}, {"headers", len(p.Headers) > 0}, {"proxy", p.Proxy != ""}, {"model_map", len(p.ModelMap) > 0},
+	} {
+		if setting.given {
+			v.wrong("is of no use to a provider of the type sim, which calls nobody", at.with(setting.name)...)
+		}
 	}
 }
 

@@ -12,13 +12,13 @@ type Listener struct {
 	jobID  string
 	events func(*Events)
 	end    *nats.Subscription
-	hub    *hubs
+	hubs   *hubs
 }
 
 // Listen starts hearing the job's events and ends. Both come in their own order, but
 // an end may overtake events: its LastSeq tells. Calls must not block.
 func (c *Conn) Listen(jobID string, events func(*Events), end func(*End)) (*Listener, error) {
-	l := &Listener{jobID: jobID, events: events, hub: &c.hubs}
+	l := &Listener{jobID: jobID, events: events, hubs: &c.hubs}
 	var err error
 	l.end, err = c.subscribe(replySubject(whatEnd, jobID), func(m *nats.Msg) {
 		if e, err := decodeEnd(jobID, m.Data); err == nil {
@@ -38,7 +38,7 @@ func (c *Conn) Listen(jobID string, events func(*Events), end func(*End)) (*List
 // Close stops hearing.
 func (l *Listener) Close() {
 	_ = l.end.Unsubscribe() // it fails only when the connection is closed, and all is silent then
-	l.hub.leave(l)
+	l.hubs.leave(l)
 }
 
 // hubs hear the chunks of other ingresses' jobs: one subscription for each ingress of

@@ -147,7 +147,7 @@ func findOrInstallPostgres() (postgresPrograms, error) {
 // runInstall runs one command. A new machine may be at its daily update, and apt-get
 // waits for no lock but dpkg's, so the wait for the others is here.
 func runInstall(ctx context.Context, args []string, timeout, poll time.Duration) error {
-	for deadline := time.Now().Add(timeout); ; time.Sleep(poll) {
+	for deadline := time.Now().Add(timeout); ; {
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
 		out, err := cmd.CombinedOutput()
@@ -156,6 +156,10 @@ func runInstall(ctx context.Context, args []string, timeout, poll time.Duration)
 			return nil
 		case ctx.Err() != nil, time.Now().After(deadline), !bytes.Contains(out, []byte("Could not get lock")):
 			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, lastLines(out))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(poll):
 		}
 	}
 }
