@@ -213,7 +213,7 @@ func TestTheTimeOfAWorkerIsNotTheQueues(t *testing.T) {
 	t.Parallel()
 	for name, first := range map[string]func(f *flight){
 		"a beat":  func(f *flight) { f.holds(epoch0run1, t0.Add(time.Second)) },
-		"a claim": func(f *flight) { f.claim(epoch0run2, t0.Add(time.Second)) },
+		"a claim": func(f *flight) { _, _ = f.claim(epoch0run2, t0.Add(time.Second)) },
 		"a chunk": func(f *flight) { f.events(eventsOf(epoch0run1), t0.Add(time.Second)) },
 	} {
 		f := newTestFlight()
