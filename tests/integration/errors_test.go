@@ -2,7 +2,9 @@ package integration
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -117,18 +119,19 @@ func TestErrorsOfUpstreams(t *testing.T) {
 		status     int
 		code, kind string
 	}{
-		"rejected":    {func(c *testkit.Call) { c.JSON(http.StatusUnprocessableEntity, odd) }, "", 422, "c", "t"},
-		"bad key":     {func(c *testkit.Call) { c.JSON(http.StatusUnauthorized, leak) }, "", 502, "upstream_auth", "upstream_error"},
-		"broken":      {func(c *testkit.Call) { c.Fail(http.StatusInternalServerError, "oops") }, "", 502, "upstream_error", "upstream_error"},
-		"overloaded":  {func(c *testkit.Call) { c.Fail(http.StatusServiceUnavailable, "busy") }, "", 502, "upstream_error", "upstream_error"},
-		"no sense":    {func(c *testkit.Call) { c.SetHeader("Content-Type", "text/html"); c.Raw("<html>") }, "", 502, "upstream_invalid", "upstream_error"},
-		"cut":         {(*testkit.Call).Cut, "", 503, "upstream_unavailable", "upstream_error"},
-		"silent":      {(*testkit.Call).Hang, "", 504, "upstream_timeout", "timeout_error"},
-		"deadline":    {(*testkit.Call).Hang, "100ms", 504, "deadline_exceeded", "timeout_error"},
-		"rate limits": {func(c *testkit.Call) { c.SetHeader("Retry-After", "7"); c.Fail(http.StatusTooManyRequests, "slow") }, "", 429, "upstream_rate_limited", "rate_limit_error"},
+		"rejected":     {func(c *testkit.Call) { c.JSON(http.StatusUnprocessableEntity, odd) }, "", 422, "c", "t"},
+		"bad key":      {func(c *testkit.Call) { c.JSON(http.StatusUnauthorized, leak) }, "", 502, "upstream_auth", "upstream_error"},
+		"broken":       {func(c *testkit.Call) { c.Fail(http.StatusInternalServerError, "oops") }, "", 502, "upstream_error", "upstream_error"},
+		"overloaded":   {func(c *testkit.Call) { c.Fail(http.StatusServiceUnavailable, "busy") }, "", 502, "upstream_error", "upstream_error"},
+		"no sense":     {func(c *testkit.Call) { c.SetHeader("Content-Type", "text/html"); c.Raw("<html>") }, "", 502, "upstream_invalid", "upstream_error"},
+		"cut":          {(*testkit.Call).Cut, "", 503, "upstream_unavailable", "upstream_error"},
+		"silent":       {(*testkit.Call).Hang, "", 504, "upstream_timeout", "timeout_error"},
+		"deadline":     {(*testkit.Call).Hang, "100ms", 504, "deadline_exceeded", "timeout_error"},
+		"told to wait": {func(c *testkit.Call) { c.SetHeader("Retry-After", "7"); c.Fail(http.StatusTooManyRequests, "slow") }, "", 429, "upstream_rate_limited", "rate_limit_error"},
 	}
 	rows := 0
-	for name, c := range cases {
+	for _, name := range slices.Sorted(maps.Keys(cases)) { // "told to wait" is the last: then the key does
+		c := cases[name]
 		s.up.Handle(c.script)
 		for _, stream := range []bool{false, true} {
 			opts := []option.RequestOption{option.WithJSONSet("stream", stream), option.WithHeader("X-Request-Id", "r-1")}
@@ -153,7 +156,7 @@ func TestErrorsOfUpstreams(t *testing.T) {
 				body := strings.Replace(plainBody, `"m"`, `"m","stream":`+strconv.FormatBool(stream), 1)
 				require.Equal(t, odd, s.chat(body).body, "it goes back as it came")
 				rows++
-			case "rate limits":
+			case "told to wait":
 				require.Equal(t, "7", h.Get("Retry-After"))
 			case "broken":
 				require.EqualValues(t, 500, s.fault(`{"error":` + e.RawJSON() + `}`).Details["upstream_status"])
