@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -39,7 +40,7 @@ func (s *Ingress) plainAnswer(w http.ResponseWriter, r *http.Request, f *flight,
 	h["Content-Type"] = jsonType
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	_, _ = w.Write(body) // a client that left now has been answered all the same
-	s.metrics.answered(f.job.Candidate().Provider, published.Sub(arrived)+time.Since(ended)+max(end.Elapsed-end.Upstream, 0))
+	s.metrics.answered(f.provider(), published.Sub(arrived)+time.Since(ended)+max(end.Elapsed-end.Upstream, 0))
 }
 
 var jsonType = []string{"application/json"}
@@ -110,6 +111,7 @@ func (s *Ingress) tellRoute(h http.Header, f *flight, end *queue.End) {
 	}
 	h["X-Sluice-Attempts"] = []string{strconv.Itoa(end.Attempts)}
 	tellDropped(h, droppedHeader, end.Dropped)
+	tellTries(h, triesHeader, end.Tries)
 	h["X-Sluice-Queue-Ms"] = []string{strconv.FormatInt(f.queued(end.Elapsed).Milliseconds(), 10)}
 }
 
@@ -123,6 +125,21 @@ func tellDropped(h http.Header, name string, fields []string) {
 	}
 }
 
+// triesHeader names the calls that failed before the one that answered, as
+// "provider/model error-code".
+const triesHeader = "X-Sluice-Failed-Attempts"
+
+func tellTries(h http.Header, name string, tries []inference.Try) {
+	if len(tries) == 0 {
+		return
+	}
+	said := make([]string, len(tries))
+	for i, t := range tries {
+		said[i] = url.PathEscape(t.Provider) + "/" + url.PathEscape(t.Model) + " " + string(t.Code)
+	}
+	h.Set(name, strings.Join(said, ", "))
+}
+
 // queued is how long the job waited: what is left of its life so far without the
 // time that the worker had it. It needs only one clock.
 func (f *flight) queued(elapsed time.Duration) time.Duration {
@@ -130,7 +147,7 @@ func (f *flight) queued(elapsed time.Duration) time.Duration {
 }
 
 func (s *Ingress) errorDetails(f *flight) map[string]any {
-	return map[string]any{"job_id": f.job.ID, "provider": f.job.Candidate().Provider}
+	return map[string]any{"job_id": f.job.ID, "provider": f.provider()}
 }
 
 // dropBlob removes a request or an answer that travelled as a blob, if it did.

@@ -3,14 +3,12 @@ package ingress
 import (
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
 	"sluice/internal/queue"
-	"sluice/store"
 )
 
 // operation is what an endpoint asks of a provider: the kind of its jobs, and how its
@@ -29,7 +27,7 @@ var (
 // parseEmbeddings reads an embeddings request as one that is never streamed.
 func parseEmbeddings(body []byte) (openaiapi.ChatRequest, error) {
 	req, err := openaiapi.ParseEmbeddings(body)
-	return openaiapi.ChatRequest{Model: req.Model}, err
+	return openaiapi.ChatRequest{Features: req.Features}, err
 }
 
 // chat serves POST /v1/chat/completions.
@@ -101,7 +99,7 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 	if err != nil {
 		return admission{}, err
 	}
-	candidates, err := s.route(key, req.Model)
+	candidates, err := s.route(key, s.question(r, key, op.kind, &req))
 	if err != nil {
 		return admission{}, err
 	}
@@ -112,25 +110,6 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 		Candidates: candidates, TraceParent: traceParent(r), Body: body,
 	}
 	return admission{job: job, window: window, memory: memory}, nil
-}
-
-// route returns who can serve the model, if the key may use it. A key for "m" is one
-// for "provider/m" as well: that is the same model at a provider of the client's
-// choice.
-func (s *Ingress) route(key store.Key, model string) ([]inference.Candidate, error) {
-	candidates := s.workers.table.Load().Route(model)
-	if !mayUse(key, model) {
-		candidates = slices.DeleteFunc(candidates, func(c inference.Candidate) bool {
-			return model != c.Provider+"/"+c.Model || !mayUse(key, c.Model)
-		})
-		if len(candidates) == 0 {
-			return nil, &inference.Error{Code: inference.CodeModelNotAllowed, Param: "model", Message: fmt.Sprintf("This API key may not use the model %q.", model)}
-		}
-	}
-	if len(candidates) == 0 {
-		return nil, &inference.Error{Code: inference.CodeModelNotFound, Param: "model", Message: fmt.Sprintf("The model %q is not served here. GET /v1/models lists those that are.", model)}
-	}
-	return candidates, nil
 }
 
 // durationHeader reads a duration such as "30s", or a number of seconds. A longer one

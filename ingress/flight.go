@@ -20,16 +20,22 @@ type flight struct {
 	window   time.Duration // how long the job goes on without its client
 	memory   *share        // of the body, for as long as it may have to be published again
 
-	mu       sync.Mutex
-	place    place
-	run      queue.Run // the run that counts; zero until one is heard of
-	held     bool      // a worker has said that it works on the run
-	heldAt   time.Time // when one first said so
-	heardAt  time.Time // the last word about the run
-	lost     bool      // no more is expected of whoever held it
-	lostRuns int
-	begun    bool // a chunk of the run has come: no other run can take over
-	first    firstChunk
+	counted string // the provider that it counts for; guarded by the flights' lock
+
+	mu         sync.Mutex
+	candidates []inference.Candidate // still to be tried; the job is with the first
+	place      place
+	attempts   int // calls that are known to have been made, lost runs not included
+	tries      []inference.Try
+	run        queue.Run // the run that counts; zero until one is heard of
+	givenUp    queue.Run // the last run whose worker passed the job on
+	held       bool      // a worker has said that it works on the run
+	heldAt     time.Time // when one first said so
+	heardAt    time.Time // the last word about the run
+	lost       bool      // no more is expected of whoever held it
+	lostRuns   int
+	begun      bool // a chunk of the run has come: no other run can take over
+	first      firstChunk
 
 	end     *queue.End // the answer, or the error instead of it
 	outcome inference.Outcome
@@ -44,6 +50,7 @@ type flight struct {
 // place is where the job stands in its provider's queue.
 type place struct {
 	seq       uint64    // zero until the server has confirmed the epoch
+	known     bool      // the server has had the job, in this epoch or an earlier one
 	sent      time.Time // the last publish
 	firstSent time.Time // the first publish of this epoch
 	askedAt   time.Time // when the queue was last asked whether it has the job
@@ -55,7 +62,9 @@ type firstChunk struct {
 	after    time.Duration // since the acceptance
 	elapsed  time.Duration // the part of it in which the worker had the job
 	attempts int
-	dropped  []string // fields of the request that the provider could not honour
+	provider string
+	tries    []inference.Try // the calls that failed
+	dropped  []string        // fields of the request that the provider could not honour
 }
 
 // Bounds of what an ingress waits for.
@@ -85,7 +94,7 @@ func (f *flight) events(e *queue.Events, now time.Time) bool {
 	f.heard(e.Run, now)
 	if !f.begun {
 		f.begun = true
-		f.first = firstChunk{after: now.Sub(f.accepted), elapsed: e.Elapsed, attempts: e.Attempts, dropped: e.Dropped}
+		f.first = firstChunk{after: now.Sub(f.accepted), elapsed: e.Elapsed, attempts: e.Attempts, provider: f.at().Provider, tries: e.Tries, dropped: e.Dropped}
 	}
 	return true
 }
@@ -94,8 +103,8 @@ func (f *flight) events(e *queue.Events, now time.Time) bool {
 func (f *flight) holds(run queue.Run, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.run != (queue.Run{}) && run != f.run {
-		return // only a claim moves a job from one run to the next
+	if f.run != (queue.Run{}) && run != f.run || f.givenUp != (queue.Run{}) && run == f.givenUp {
+		return // only a claim moves a job from one run to the next; and a word may come late
 	}
 	f.heard(run, now)
 }
@@ -106,38 +115,6 @@ func (f *flight) heard(run queue.Run, now time.Time) {
 	if f.heldAt.IsZero() {
 		f.heldAt = now
 	}
-}
-
-// claim judges whether another run may begin. To drop a job removes its message, also
-// for whoever else holds it, so that is said only of a message that nobody needs: not
-// while the row of an ended flight can still be lost with this process. lost is set
-// when the answer had begun with a worker that is gone, or when too many workers were
-// lost with this job: the caller ends the flight.
-func (f *flight) claim(run queue.Run, now time.Time) (v queue.Verdict, lost *inference.Error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	switch {
-	case f.ended || !f.closing.IsZero():
-		return queue.VerdictWait, nil // until its row is safe: the flight is gone then
-	case run.Epoch < f.run.Epoch:
-		return queue.VerdictDrop, nil // a later message stands for the job
-	case f.held && run == f.run:
-		f.heardAt = now
-		return queue.VerdictRun, nil // its worker was frozen or cut off, and nobody took over
-	case !f.run.Before(run):
-		return queue.VerdictWait, nil // the same message is in another worker's hands
-	case f.held && now.Sub(f.heardAt) < aliveFor:
-		return queue.VerdictWait, nil
-	case f.begun:
-		return queue.VerdictWait, answerLost("The worker was lost while it answered.")
-	case f.lostRuns >= maxLostRuns:
-		return queue.VerdictWait, answerLost("Several workers were lost while they worked on this request.")
-	}
-	if f.held {
-		f.lostRuns++
-	}
-	f.heard(run, now)
-	return queue.VerdictRun, nil
 }
 
 // finish takes the end of a run, or one that the ingress itself decides on (with a
@@ -190,15 +167,21 @@ func (f *flight) leave(outcome inference.Outcome, err *inference.Error, now time
 		return false
 	}
 	f.left, f.closing, f.outcome = now, now.Add(closingWait), outcome
-	f.end = &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err}
-	if f.held {
-		f.end.Attempts = 1
-	}
+	f.end = f.ownEnd(err)
 	if !f.heldAt.IsZero() {
 		f.end.Elapsed = now.Sub(f.heldAt) // or the wait for the provider would seem to be the queue's
 	}
 	close(f.done)
 	return true
+}
+
+// ownEnd is an end that the ingress decides on. The caller holds mu.
+func (f *flight) ownEnd(err *inference.Error) *queue.End {
+	e := &queue.End{JobID: f.job.ID, Provider: f.at().Provider, Attempts: f.attempts, Tries: f.tries, Err: err}
+	if f.held {
+		e.Attempts++
+	}
+	return e
 }
 
 // record is the ledger's row of the flight, given its last end.
@@ -211,7 +194,7 @@ func (f *flight) record(e *queue.End, now time.Time) inference.Record {
 	}
 	r := inference.Record{
 		JobID: j.ID, RequestID: j.RequestID, Kind: j.Kind, Tenant: j.Tenant, KeyID: j.KeyID, ModelAsked: j.Model,
-		Provider: j.Candidate().Provider, ModelServed: e.Model, Stream: j.Stream, Usage: e.Usage, Attempts: e.Attempts,
+		Provider: f.at().Provider, ModelServed: e.Model, Stream: j.Stream, Usage: e.Usage, Attempts: e.Attempts, Tries: e.Tries,
 		Outcome: f.outcome, Status: 200, CreatedAt: j.CreatedAt, FirstToken: f.first.after, Total: ended.Sub(f.accepted),
 	}
 	if e.Provider != "" {

@@ -15,7 +15,7 @@ var (
 
 	epoch0run1 = queue.Run{Epoch: 0, Delivery: 1}
 	epoch0run2 = queue.Run{Epoch: 0, Delivery: 2}
-	epoch1run1 = queue.Run{Epoch: 1, Delivery: 1}
+	epoch1run1 = queue.Run{Epoch: inference.EpochStride, Delivery: 1}
 )
 
 func testJob(stream bool) *inference.Job {
@@ -49,7 +49,7 @@ func TestFlightTakesEventsOfTheRunThatCounts(t *testing.T) {
 	f.holds(epoch0run2, t0)
 	require.False(t, f.events(eventsOf(epoch0run1), t0), "an earlier run is fenced")
 	require.True(t, f.events(eventsOf(epoch0run2), t0.Add(3*time.Second)))
-	require.Equal(t, firstChunk{after: 3 * time.Second, elapsed: time.Second, attempts: 2}, f.first)
+	require.Equal(t, firstChunk{after: 3 * time.Second, elapsed: time.Second, provider: "acme", attempts: 2}, f.first)
 	require.True(t, f.events(eventsOf(epoch0run2), t0.Add(9*time.Second)))
 	require.Equal(t, 3*time.Second, f.first.after, "the first chunk is the first one")
 	require.False(t, f.events(eventsOf(epoch1run1), t0), "a begun answer is continued by nobody else")
@@ -69,8 +69,8 @@ func TestFlightHolds(t *testing.T) {
 	f.holds(epoch1run1, t0.Add(time.Second))
 	require.Equal(t, epoch0run2, f.run, "a later one has to claim the job first: this one may be alive")
 	require.Equal(t, t0, f.heardAt)
-	verdict, _ := f.claim(epoch1run1, t0.Add(time.Minute))
-	require.Equal(t, queue.VerdictRun, verdict)
+	judged, _ := f.claim(queue.Claim{Run: epoch1run1}, t0.Add(time.Minute))
+	require.Equal(t, queue.VerdictRun, judged.Verdict)
 	f.holds(epoch1run1, t0.Add(2*time.Minute))
 	require.Equal(t, t0.Add(2*time.Minute), f.heardAt)
 }
@@ -107,7 +107,8 @@ func TestFlightClaims(t *testing.T) {
 			t.Parallel()
 			f := newTestFlight()
 			c.before(f)
-			verdict, lost := f.claim(c.run, c.at)
+			judged, lost := f.claim(queue.Claim{Run: c.run}, c.at)
+			verdict := judged.Verdict
 			require.Equal(t, c.want, verdict)
 			require.Equal(t, c.lost, lost != nil)
 			require.Equal(t, c.lostNow, f.lostRuns)
@@ -154,7 +155,8 @@ func TestFlightCountsLostRunsAsAttempts(t *testing.T) {
 	t.Parallel()
 	f := newTestFlight()
 	f.holds(epoch0run1, t0)
-	v, _ := f.claim(epoch0run2, t0.Add(time.Minute))
+	judged, _ := f.claim(queue.Claim{Run: epoch0run2}, t0.Add(time.Minute))
+	v := judged.Verdict
 	require.Equal(t, queue.VerdictRun, v)
 	e := &queue.End{Run: epoch0run2, Attempts: 2}
 	require.True(t, f.finish(e, inference.OutcomeSucceeded))
@@ -213,7 +215,7 @@ func TestTheTimeOfAWorkerIsNotTheQueues(t *testing.T) {
 	t.Parallel()
 	for name, first := range map[string]func(f *flight){
 		"a beat":  func(f *flight) { f.holds(epoch0run1, t0.Add(time.Second)) },
-		"a claim": func(f *flight) { _, _ = f.claim(epoch0run2, t0.Add(time.Second)) },
+		"a claim": func(f *flight) { _, _ = f.claim(queue.Claim{Run: epoch0run2}, t0.Add(time.Second)) },
 		"a chunk": func(f *flight) { f.events(eventsOf(epoch0run1), t0.Add(time.Second)) },
 	} {
 		f := newTestFlight()
@@ -243,7 +245,7 @@ func TestWhatAFlightNeeds(t *testing.T) {
 		"just sent":                    {func(*flight) {}, confirmWait, 0, needNothing},
 		"not confirmed":                {func(*flight) {}, confirmWait + 1, 0, needRepeat},
 		"never confirmed":              {func(*flight) {}, publishMost + 1, 0, needRefusal},
-		"never confirmed, later epoch": {func(f *flight) { f.job.Epoch = 1 }, publishMost + 1, 0, needRepeat},
+		"never confirmed, later epoch": {func(f *flight) { f.job.Epoch, f.place.known = inference.EpochStride, true }, publishMost + 1, 0, needRepeat},
 		"not confirmed but worked on":  {func(f *flight) { f.holds(epoch0run1, t0.Add(publishMost)) }, publishMost + silentFor, 0, needNothing},
 		"not confirmed, worker lost":   {func(f *flight) { f.holds(epoch0run1, t0) }, silentFor + 1, 0, needNewEpoch},
 		"not confirmed, begun":         {func(f *flight) { f.events(eventsOf(epoch0run1), t0) }, silentFor, 0, needNothing},
@@ -255,7 +257,7 @@ func TestWhatAFlightNeeds(t *testing.T) {
 		"stream lost just now":         {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, lostGrace, 0, needNothing},
 		"stream lost":                  {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, lostGrace + 1, 0, needNewEpoch},
 		"stream lost, worker there":    {func(f *flight) { confirmed(f); f.place.lostAt = t0; f.holds(epoch0run1, t0.Add(9*time.Second)) }, 10 * time.Second, 0, needNothing},
-		"lost again and again":         {func(f *flight) { confirmed(f); f.place.lostAt = t0; f.job.Epoch = maxLostRuns }, lostGrace + 1, 0, needQueueError},
+		"lost again and again":         {func(f *flight) { confirmed(f); f.place.lostAt = t0; f.job.Epoch = maxLostRuns * inference.EpochStride }, lostGrace + 1, 0, needQueueError},
 		"stream lost, begun":           {func(f *flight) { confirmed(f); f.place.lostAt = t0; f.events(eventsOf(epoch0run1), t0) }, 5 * time.Second, 0, needNothing},
 		"stream lost, just connected":  {func(f *flight) { confirmed(f); f.place.lostAt = t0 }, 10 * time.Second, 8 * time.Second, needNothing},
 		"left, worker may speak":       {func(f *flight) { f.leave(inference.OutcomeCancelled, errClientGone(), t0) }, closingWait, 0, needNothing},

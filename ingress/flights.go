@@ -26,6 +26,7 @@ type flights struct {
 	mu     sync.Mutex
 	byID   map[string]*flight
 	fullAt map[string]time.Time // when a provider's queue last refused a job
+	counts map[string]int       // flights by the provider that has them
 
 	side    sync.WaitGroup // short errands that nobody waits for until the stop
 	streams streamAges
@@ -44,9 +45,12 @@ func (fs *flights) open(ctx context.Context, adm admission) (*flight, error) {
 		adm.memory.release()
 		return nil, err
 	}
+	f.candidates = job.Candidates
 	first := *job // from here on others change the job
 	fs.mu.Lock()
 	fs.byID[job.ID] = f
+	f.counted = job.Candidate().Provider
+	fs.counts[f.counted]++
 	fs.mu.Unlock()
 	if err := fs.dispatch.Publish(&first, f.bodyRef); err != nil {
 		fs.log.Warn("job not sent; it will be tried again", "job_id", job.ID, "error", err)
@@ -69,7 +73,7 @@ func (fs *flights) prepare(ctx context.Context, f *flight) error {
 	case errors.Is(store.Err(), context.DeadlineExceeded):
 		return errDeadline(f.job)
 	case err != nil:
-		return fs.publishError(err, f.job)
+		return fs.publishError(err, f.job.Candidate().Provider)
 	}
 	if f.bodyRef = ref; ref != "" {
 		f.dropBody()
@@ -98,21 +102,52 @@ func errQueueGone(err error) *inference.Error {
 // against the time in which a place is missed.
 const fullFor = 5 * time.Millisecond
 
-// room reports why the job cannot be taken in: there are too many here, or its queue
-// has just said that it is full.
+// room reports why the job cannot be taken in: there are too many here, or its queue has
+// just said that it is full, and so have those of the candidates that may stand in.
 func (fs *flights) room(job *inference.Job, now time.Time) error {
-	provider := job.Candidate().Provider
 	fs.mu.Lock()
-	full, crowded := now.Sub(fs.fullAt[provider]) < fullFor, len(fs.byID) >= fs.most
-	fs.mu.Unlock()
-	switch {
-	case crowded:
+	defer fs.mu.Unlock()
+	if len(fs.byID) >= fs.most {
 		return errBusy()
-	case full:
-		fs.metrics.refused(provider)
-		return fs.publishError(queue.ErrFull, job)
 	}
+	candidates := job.Candidates
+	for now.Sub(fs.fullAt[candidates[0].Provider]) < fullFor {
+		candidates = inference.NextCandidates(candidates, inference.ReasonUnavailable|inference.ReasonRateLimited, fs.workers.alive)
+		if len(candidates) == 0 {
+			provider := job.Candidate().Provider
+			fs.metrics.refused(provider)
+			return fs.publishError(queue.ErrFull, provider)
+		}
+	}
+	job.Candidates = candidates
 	return nil
+}
+
+// load is how many jobs of this ingress are with the provider.
+func (fs *flights) load(provider string) int {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.counts[provider]
+}
+
+// recount takes a flight to the provider that has it now.
+func (fs *flights) recount(f *flight) {
+	provider := f.provider()
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.byID[f.job.ID] != f || f.counted == provider {
+		return
+	}
+	fs.uncount(f)
+	f.counted = provider
+	fs.counts[provider]++
+}
+
+// uncount is called under mu.
+func (fs *flights) uncount(f *flight) {
+	if fs.counts[f.counted]--; fs.counts[f.counted] <= 0 {
+		delete(fs.counts, f.counted)
+	}
 }
 
 func (fs *flights) noteFull(provider string) {
@@ -131,7 +166,10 @@ func (fs *flights) remove(jobIDs []string) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for _, id := range jobIDs {
-		delete(fs.byID, id)
+		if f := fs.byID[id]; f != nil {
+			fs.uncount(f)
+			delete(fs.byID, id)
+		}
 	}
 }
 
@@ -163,8 +201,9 @@ func (fs *flights) Published(jobID string, epoch int, seq uint64, err error) {
 	}
 	f.mu.Lock()
 	news := f.job.Epoch == epoch && f.place.seq == 0
+	first := news && !f.place.known
 	if news {
-		f.place.seq = seq
+		f.place.seq, f.place.known = seq, true
 	}
 	left := !f.closing.IsZero()
 	f.mu.Unlock()
@@ -175,31 +214,51 @@ func (fs *flights) Published(jobID string, epoch int, seq uint64, err error) {
 		fs.side.Go(func() { fs.cancel(f) }) // the client went before the server had the job
 		return
 	}
-	if f.job.Stream && epoch == 0 {
+	if f.job.Stream && first {
 		if err := fs.dispatch.Open(f.job); err != nil {
 			fs.log.Warn("events not opened", "job_id", jobID, "error", err)
 		}
 	}
 }
 
-// notPublished ends a flight whose queue is full. A queue that is not there is made
-// again, and the sweep repeats the publish.
+// notPublished takes a job whose queue is full to another candidate's, and ends its
+// flight if there is none. A queue that is not there is made again, and the sweep
+// repeats the publish.
 func (fs *flights) notPublished(f *flight, epoch int, err error) {
+	full := errors.Is(err, queue.ErrFull)
+	now := time.Now()
 	f.mu.Lock()
-	current := f.job.Epoch == epoch && f.place.seq == 0
-	if current {
-		f.place.sent = time.Now().Add(sweepEvery - confirmWait) // soon again, not at once
+	current, known, provider := f.job.Epoch == epoch && f.place.seq == 0, f.place.known, f.at().Provider
+	aside := current && full && f.sidestep(now, fs.workers.alive)
+	if current && !aside {
+		f.place.sent = now.Add(sweepEvery - confirmWait) // soon again, not at once
 	}
+	again := f.message()
 	f.mu.Unlock()
-	if !current {
-		return
+	switch {
+	case !current:
+	case aside:
+		fs.noteFull(provider)
+		fs.recount(f)
+		if err := fs.dispatch.Publish(&again, f.bodyRef); err != nil {
+			fs.log.Warn("job not sent; it will be tried again", "job_id", again.ID, "error", err)
+		}
+	case full && !known:
+		fs.noteFull(provider)
+		fs.refuse(f, fs.publishError(err, provider))
+	default:
+		fs.needStreams()
 	}
-	if errors.Is(err, queue.ErrFull) && epoch == 0 {
-		fs.noteFull(f.job.Candidate().Provider)
-		fs.refuse(f, fs.publishError(err, f.job))
-		return
+}
+
+// message is the job as it is published now. The caller holds mu.
+func (f *flight) message() inference.Job {
+	m := *f.job
+	m.Attempts, m.Tries = f.attempts, f.tries
+	if f.candidates != nil {
+		m.Candidates = f.candidates
 	}
-	fs.needStreams()
+	return m
 }
 
 // refuse ends a flight that was never accepted: it has no row in the ledger.
@@ -209,16 +268,16 @@ func (fs *flights) refuse(f *flight, err error) {
 	}
 	fs.remove([]string{f.job.ID})
 	fs.side.Go(func() { fs.dropBlob(f.job.ID, f.bodyRef) }) // the caller must not block
-	fs.metrics.refused(f.job.Candidate().Provider)
+	fs.metrics.refused(f.provider())
 	if f.feed != nil {
 		f.feed.abort(*f.end)
 	}
 }
 
-func (fs *flights) publishError(err error, job *inference.Job) error {
+func (fs *flights) publishError(err error, provider string) error {
 	if errors.Is(err, queue.ErrFull) {
 		return &inference.Error{
-			Code: inference.CodeQueueFull, Retryable: true, RetryAfter: fs.workers.retryAfter(job.Candidate().Provider),
+			Code: inference.CodeQueueFull, Retryable: true, RetryAfter: fs.workers.retryAfter(provider),
 			Message: "The queue of this model's provider is full. Try again later.", Err: err,
 		}
 	}
@@ -293,16 +352,29 @@ func (fs *flights) account(f *flight, e *queue.End) {
 }
 
 // Claimed implements queue.Replies.
-func (fs *flights) Claimed(c queue.Claim) queue.Verdict {
+func (fs *flights) Claimed(c queue.Claim) queue.Judgement {
 	f := fs.find(c.JobID)
 	if f == nil {
-		return queue.VerdictDrop
+		return queue.Judgement{Verdict: queue.VerdictDrop}
 	}
-	verdict, lost := f.claim(c.Run, time.Now())
+	judged, lost := f.claim(c, time.Now())
+	fs.recount(f)
 	if lost != nil {
 		fs.end(f, lost)
 	}
-	return verdict
+	return judged
+}
+
+// Passed implements queue.Replies.
+func (fs *flights) Passed(p *queue.Passed) {
+	f := fs.find(p.JobID)
+	if f != nil && f.passed(p, time.Now()) {
+		fs.recount(f)
+		return
+	}
+	if len(p.Next.Candidates) > 0 { // nobody waits for the job any more
+		fs.side.Go(func() { fs.cancelAt(p.JobID, p.Next.Candidates[0].Provider, p.Next.Seq) })
+	}
 }
 
 // Held implements queue.Replies.
@@ -330,10 +402,7 @@ func (fs *flights) Attached(jobID string) {
 // it has just ended otherwise.
 func (fs *flights) end(f *flight, err *inference.Error) {
 	f.mu.Lock()
-	e := &queue.End{JobID: f.job.ID, Provider: f.job.Candidate().Provider, Err: err}
-	if f.held {
-		e.Attempts = 1
-	}
+	e := f.ownEnd(err)
 	f.mu.Unlock()
 	if !f.finish(e, outcomeOf(err)) {
 		return
@@ -371,15 +440,19 @@ func (fs *flights) leave(f *flight, outcome inference.Outcome, err *inference.Er
 // place is not given to another call before.
 func (fs *flights) cancel(f *flight) {
 	f.mu.Lock()
-	seq, provider := f.place.seq, f.job.Candidate().Provider
+	seq, provider := f.place.seq, f.at().Provider
 	if f.held && !f.lost {
 		seq = 0
 	}
 	f.mu.Unlock()
+	fs.cancelAt(f.job.ID, provider, seq)
+}
+
+func (fs *flights) cancelAt(jobID, provider string, seq uint64) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := fs.dispatch.Cancel(ctx, f.job.ID, provider, seq); err != nil {
-		fs.log.Debug("job not taken out of its queue", "job_id", f.job.ID, "error", err)
+	if err := fs.dispatch.Cancel(ctx, jobID, provider, seq); err != nil {
+		fs.log.Debug("job not taken out of its queue", "job_id", jobID, "error", err)
 	}
 }
 

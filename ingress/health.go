@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"time"
+
+	"sluice/internal/inference"
 )
 
 // livez serves GET /livez: the process runs.
@@ -21,16 +23,34 @@ type readiness struct {
 }
 
 type providerHealth struct {
-	Workers int    `json:"workers"`
-	Status  string `json:"status"` // ok, or no worker
+	Workers  int               `json:"workers"`
+	Status   string            `json:"status"` // ok, or no worker
+	Limit    int               `json:"limit"`  // calls at once that it bears at the moment; zero when not known
+	Held     int               `json:"held"`   // jobs that workers hold back until it can be called
+	Breakers map[string]string `json:"breakers,omitempty"`
+}
+
+// opened returns the breakers that are not closed, by model.
+func opened(states []inference.ModelState) map[string]string {
+	var found map[string]string
+	for _, m := range states {
+		if m.Breaker == inference.BreakerClosed {
+			continue
+		}
+		if found == nil {
+			found = make(map[string]string)
+		}
+		found[m.Model] = m.Breaker
+	}
+	return found
 }
 
 const readyTimeout = 2 * time.Second
 
 // readyz serves GET /readyz. An ingress is ready when it can take requests: NATS is
 // there and its streams exist. Without the database it goes on serving the keys that
-// it knows, and without a worker requests wait in the queue: both are shown, and
-// neither takes it out of service.
+// it knows, without a worker requests wait in the queue, and where a breaker is open they
+// go elsewhere: all that is shown, and none of it takes the ingress out of service.
 func (s *Ingress) readyz(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
@@ -47,7 +67,7 @@ func (s *Ingress) readyz(w http.ResponseWriter, r *http.Request) {
 		ready.Status, ready.Checks["ingress"] = "unready", "draining"
 	}
 	for name, p := range s.workers.states() {
-		h := providerHealth{Workers: p.Workers, Status: "ok"}
+		h := providerHealth{Workers: p.Workers, Status: "ok", Limit: p.Limit, Held: p.Held, Breakers: opened(p.States)}
 		if p.Workers == 0 {
 			h.Status = "no worker"
 		}

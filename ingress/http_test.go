@@ -152,6 +152,12 @@ func TestHealth(t *testing.T) {
 	r.work()
 	_, v = ready()
 	require.Equal(t, providerHealth{Workers: 1, Status: "ok"}, v.Providers["acme"])
+	require.NoError(t, r.conn.Announce(queue.Presence{Worker: "worker01", Providers: []queue.ProviderPresence{{
+		Name: "acme", Limit: 3, Held: 2, States: []inference.ModelState{{Model: "m", Breaker: inference.BreakerOpen}, {Model: "m-1", Breaker: inference.BreakerClosed}},
+	}}}))
+	require.Eventually(t, func() bool { status, v = ready(); return v.Providers["acme"].Held == 2 }, soon, time.Millisecond)
+	require.Equal(t, providerHealth{Workers: 1, Status: "ok", Limit: 3, Held: 2, Breakers: map[string]string{"m": "open"}}, v.Providers["acme"])
+	require.Equal(t, http.StatusOK, status, "requests go elsewhere, or wait")
 
 	r.mu.Lock()
 	r.pingErr = errors.New("secret address refused")

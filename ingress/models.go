@@ -38,7 +38,7 @@ func (s *Ingress) model(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, inference.Errorf(inference.CodeModelNotFound, "There is no model of such a long name."), nil)
 		return
 	}
-	candidates, err := s.route(key, id)
+	candidates, err := s.serves(key, id)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
@@ -48,15 +48,24 @@ func (s *Ingress) model(w http.ResponseWriter, r *http.Request) {
 
 func (s *Ingress) modelsOf(key store.Key) []openaiapi.Model {
 	owners := make(map[string]string)
-	for _, p := range s.workers.table.Load().Providers {
+	table := s.workers.now()
+	for _, p := range table.Providers {
 		for _, m := range p.Models {
 			if _, taken := owners[m]; !taken && !isGlob(m) && mayUse(key, m) {
 				owners[m] = p.Name
 			}
 		}
 	}
+	for alias := range table.Aliases {
+		if candidates, err := s.serves(key, alias); err == nil {
+			owners[alias] = candidates[0].Provider
+		}
+	}
 	for _, m := range key.Models { // what the key names and only a glob covers is known by name now
-		if candidates := s.workers.table.Load().Route(m); !isGlob(m) && owners[m] == "" && len(candidates) > 0 {
+		if isGlob(m) || owners[m] != "" {
+			continue
+		}
+		if candidates := table.Serves(m); len(candidates) > 0 {
 			owners[m] = candidates[0].Provider
 		}
 	}

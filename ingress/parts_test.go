@@ -2,7 +2,6 @@ package ingress
 
 import (
 	"encoding/json"
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -13,11 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"sluice/internal/inference"
 	"sluice/internal/queue"
-	"sluice/store"
 )
 
 // errorCodes reads the constants of type ErrorCode from their source, so that a new one
@@ -207,133 +206,5 @@ func TestParseEventID(t *testing.T) {
 	for _, bad := range []string{"", "3", "3-4", "3-4-5-6", "-3-4-5", "a-b-c", "3-4-", "2147483648-1-1", "1-1-9223372036854775808", strings.Repeat("0", 70) + "-1-1"} {
 		_, ok := parseEventID(bad)
 		require.False(t, ok, bad)
-	}
-}
-
-func presence(worker string, providers ...queue.ProviderPresence) queue.Presence {
-	return queue.Presence{Worker: worker, Providers: providers}
-}
-
-func TestDirectoryKnowsConfiguredAndAnnouncedProviders(t *testing.T) {
-	t.Parallel()
-	added := 0
-	d := newDirectory(map[string]ProviderInfo{
-		"acme": {Models: []string{"m"}, MaxQueued: 5}, "open": {MaxQueued: 6},
-	}, []string{"open"}, func() { added++ })
-	require.Equal(t, map[string]int{"acme": 5, "open": 6}, d.queues())
-	require.False(t, d.anyQueueReady())
-	d.queueReady("acme")
-	require.True(t, d.anyQueueReady())
-	require.Equal(t, []inference.Candidate{{Provider: "acme", Model: "m"}}, d.table.Load().Route("m"))
-
-	d.heard(presence("w1",
-		queue.ProviderPresence{Name: "open", Models: []string{"x", "m"}, MaxQueued: 60, Rate: 2, InFlight: 1},
-		queue.ProviderPresence{Name: "acme", Models: []string{"not-configured"}},
-	))
-	require.Zero(t, added)
-	require.Equal(t, map[string]int{"acme": 5, "open": 60}, d.queues(), "the worker's word on the bound comes first")
-	require.Empty(t, d.table.Load().Route("not-configured"), "what the configuration names comes before what workers say")
-	require.Equal(t, "open", d.table.Load().Route("m")[0].Provider, "in the configured order")
-
-	d.heard(presence("w2", queue.ProviderPresence{Name: "new", Models: []string{"n", "n", "a"}, Rate: 3, InFlight: 2}, queue.ProviderPresence{Name: "open", Models: []string{"x"}, Rate: 1}))
-	require.Equal(t, 1, added, "a new provider needs a queue")
-	d.heard(presence("w2", queue.ProviderPresence{Name: "newer"}))
-	require.Equal(t, 2, added, "also one that takes the place of another")
-	d.heard(presence("w2", queue.ProviderPresence{Name: "new", Models: []string{"n", "n", "a"}, Rate: 3, InFlight: 2}, queue.ProviderPresence{Name: "open", Models: []string{"x"}, Rate: 1}))
-	require.Equal(t, map[string]providerState{
-		"acme": {Workers: 1, Queued: 5}, "open": {Workers: 2, InFlight: 1, Rate: 3, Queued: 60}, "new": {Workers: 1, InFlight: 2, Rate: 3},
-	}, d.states())
-	for _, p := range d.table.Load().Providers {
-		if p.Name == "new" {
-			require.Equal(t, []string{"a", "n"}, p.Models)
-		}
-	}
-
-	d.heard(queue.Presence{Worker: "w2", Leaving: true})
-	require.Len(t, d.table.Load().Providers, 2)
-	d.expire(time.Now().Add(workerGone / 2))
-	require.Equal(t, 1, d.states()["open"].Workers)
-	d.expire(time.Now().Add(2 * workerGone))
-	require.Zero(t, d.states()["open"].Workers)
-	require.False(t, d.table.Load().Providers[0].Live)
-}
-
-func TestDirectoryIsBounded(t *testing.T) {
-	t.Parallel()
-	d := newDirectory(nil, nil, func() {})
-	for i := range maxWorkers {
-		d.workers[fmt.Sprint(i)] = announced{}
-	}
-	d.heard(presence("one more", queue.ProviderPresence{Name: "p"}))
-	require.Len(t, d.workers, maxWorkers)
-	d.heard(presence("7", queue.ProviderPresence{Name: "p"}))
-	require.Len(t, d.workers["7"].Providers, 1, "those who are known are heard")
-}
-
-func TestRetryAfterEstimate(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		queued int
-		rate   float64
-		want   time.Duration
-	}{
-		"nothing known":  {1000, 0, retryLeast},
-		"fast":           {1000, 5000, retryLeast},
-		"ten seconds":    {1000, 50, 10 * time.Second},
-		"slow":           {1000, 1, retryMost},
-		"hardly a rate":  {1000, 1e-9, retryMost},
-		"dying rate":     {1000, 1e-300, retryMost},
-		"no bound known": {0, 1, retryLeast},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			d := newDirectory(nil, nil, func() {})
-			d.heard(presence("w", queue.ProviderPresence{Name: "p", MaxQueued: c.queued, Rate: c.rate}))
-			require.Equal(t, c.want, d.retryAfter("p"))
-		})
-	}
-	require.Equal(t, retryLeast, newDirectory(nil, nil, func() {}).retryAfter("nobody"))
-}
-
-func TestModelsThatAKeyMaySee(t *testing.T) {
-	t.Parallel()
-	s := &Ingress{workers: newDirectory(map[string]ProviderInfo{
-		"b": {Models: []string{"m2", "shared", "glob-*"}}, "a": {Models: []string{"m1", "shared", "[odd"}},
-	}, nil, func() {})}
-	ids := func(key store.Key) (list []string) {
-		for _, m := range s.modelsOf(key) {
-			list = append(list, m.ID+"@"+m.OwnedBy)
-		}
-		return list
-	}
-	require.Equal(t, []string{"[odd@a", "m1@a", "m2@b", "shared@a"}, ids(store.Key{}))
-	require.Equal(t, []string{"m1@a", "m2@b"}, ids(store.Key{Models: []string{"m?"}}))
-	require.Equal(t, []string{"glob-9@b", "m1@a"}, ids(store.Key{Models: []string{"m1", "glob-9", "glob-x*", "unknown"}}))
-	require.Empty(t, ids(store.Key{Models: []string{"nothing"}}))
-}
-
-func TestRouteErrors(t *testing.T) {
-	t.Parallel()
-	s := &Ingress{workers: newDirectory(map[string]ProviderInfo{"a": {Models: []string{"m1"}}}, nil, func() {})}
-	_, err := s.route(store.Key{Models: []string{"other"}}, "m1")
-	require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code)
-	_, err = s.route(store.Key{}, "m2")
-	require.Equal(t, inference.CodeModelNotFound, inference.AsError(err).Code)
-	require.Equal(t, "model", inference.AsError(err).Param)
-	candidates, err := s.route(store.Key{}, "m1")
-	require.NoError(t, err)
-	require.Len(t, candidates, 1)
-}
-
-func TestAKeyForAModelCoversItAtANamedProvider(t *testing.T) {
-	t.Parallel()
-	s := &Ingress{workers: newDirectory(map[string]ProviderInfo{"a": {Models: []string{"m1", "a/m1x"}}, "b": {Models: []string{"m1", "m2"}}}, nil, func() {})}
-	key := store.Key{Models: []string{"m1"}}
-	candidates, err := s.route(key, "b/m1")
-	require.NoError(t, err)
-	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "m1"}}, candidates)
-	for _, model := range []string{"b/m2", "m2", "a/m1x", "b/", "nobody/m1"} {
-		_, err = s.route(key, model)
-		require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code, model)
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"sluice/internal/inference"
 	"sluice/internal/queue"
+	"sluice/internal/routing"
 	"sluice/store"
 )
 
@@ -31,7 +32,7 @@ type Options struct {
 	Append     func(ctx context.Context, records []inference.Record) (int, error) // into the database
 	Ping       func(ctx context.Context) error                                    // the database
 	Providers  map[string]ProviderInfo
-	Order      []string // providers to prefer where several serve a model
+	Policy     routing.Policy
 
 	Timeout      time.Duration // a request's deadline, and the most that a client may ask for
 	Keepalive    time.Duration
@@ -54,8 +55,9 @@ type Ingress struct {
 	workers *directory
 	flights *flights
 	ledger  *ledger
-	answers *semaphore.Weighted // bytes of large answers in memory
-	tails   atomic.Int64        // clients that read events of a job from its keep
+	answers *semaphore.Weighted       // bytes of large answers in memory
+	tails   atomic.Int64              // clients that read events of a job from its keep
+	load    func(provider string) int // jobs of this ingress that the provider has
 	metrics *Metrics
 	log     *slog.Logger
 
@@ -78,14 +80,14 @@ func New(o Options) *Ingress {
 	s.keys = newKeyring(o.Keys, o.StaticKeys, s.log)
 	s.flights = &flights{
 		conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight, bodies: budget{most: o.BodyMemory},
-		byID: make(map[string]*flight), fullAt: make(map[string]time.Time), nudge: make(chan struct{}, 1),
+		byID: make(map[string]*flight), fullAt: make(map[string]time.Time), counts: make(map[string]int), nudge: make(chan struct{}, 1),
 	}
-	s.workers = newDirectory(o.Providers, o.Order, s.flights.needStreams)
+	s.workers = newDirectory(o.Providers, o.Policy, s.flights.needStreams)
 	s.ledger = &ledger{
 		append: o.Conn.AppendRecords, settle: func(w string, ids []string) error { return s.flights.dispatch.Settle(w, ids) },
 		safe: s.flights.remove, log: s.log, wake: make(chan struct{}, 1),
 	}
-	s.flights.ledger, s.flights.workers = s.ledger, s.workers
+	s.flights.ledger, s.flights.workers, s.load = s.ledger, s.workers, s.flights.load
 	o.Metrics.watch(s)
 	return s
 }
@@ -275,6 +277,11 @@ func (s *Ingress) notFound(w http.ResponseWriter, r *http.Request) {
 
 // methodNotAllowed also says which methods the path takes (RFC 9110, 15.5.6).
 func (s *Ingress) methodNotAllowed(router *mux.Router, w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Allow", allowedMethods(router, r))
+	s.fail(w, r, errMethodNotAllowed(r), nil)
+}
+
+func allowedMethods(router *mux.Router, r *http.Request) string {
 	var allowed []string
 	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
 		other := r.Clone(r.Context())
@@ -283,8 +290,11 @@ func (s *Ingress) methodNotAllowed(router *mux.Router, w http.ResponseWriter, r 
 			allowed = append(allowed, method)
 		}
 	}
-	w.Header().Set("Allow", strings.Join(allowed, ", "))
-	s.fail(w, r, inference.Errorf(inference.CodeMethodNotAllowed, "This path does not take the method %s.", r.Method), nil)
+	return strings.Join(allowed, ", ")
+}
+
+func errMethodNotAllowed(r *http.Request) error {
+	return inference.Errorf(inference.CodeMethodNotAllowed, "This path does not take the method %s.", r.Method)
 }
 
 // fail answers with an error and logs it once.

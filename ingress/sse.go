@@ -118,6 +118,8 @@ func (s *sseWriter) trailers() {
 	h := s.w.Header()
 	h.Set(http.TrailerPrefix+"X-Sluice-Attempts", strconv.Itoa(f.first.attempts+f.lostRuns))
 	tellDropped(h, http.TrailerPrefix+droppedHeader, f.first.dropped)
+	tellTries(h, http.TrailerPrefix+triesHeader, f.first.tries)
+	h.Set(http.TrailerPrefix+"X-Sluice-Provider", f.at().Provider)
 	h.Set(http.TrailerPrefix+"X-Sluice-Queue-Ms", strconv.FormatInt(max(f.first.after-f.first.elapsed, 0).Milliseconds(), 10))
 }
 

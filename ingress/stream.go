@@ -77,8 +77,10 @@ func (s *Ingress) beginStream(w http.ResponseWriter, out *sseWriter, f *flight) 
 	f.mu.Unlock()
 	if begun {
 		h := w.Header()
+		h.Set("X-Sluice-Provider", first.provider)
 		h.Set("X-Sluice-Attempts", strconv.Itoa(first.attempts+lost))
 		tellDropped(h, droppedHeader, first.dropped)
+		tellTries(h, triesHeader, first.tries)
 		h.Set("X-Sluice-Queue-Ms", strconv.FormatInt(max(first.after-first.elapsed, 0).Milliseconds(), 10))
 	} else {
 		out.late = f

@@ -115,7 +115,7 @@ func TestAJobWhoseWorkerIsLostGoesToAnother(t *testing.T) {
 	k := r.take()
 	v, err := r.answer.Claim(t.Context(), queue.Claim{JobID: k.job.ID, Run: queue.Run{Delivery: 2}, Worker: "worker02"})
 	require.NoError(t, err)
-	require.Equal(t, queue.VerdictRun, v)
+	require.Equal(t, queue.VerdictRun, v.Verdict)
 	require.NoError(t, r.answer.Hold([]queue.HeldJob{{JobID: k.job.ID, Run: queue.Run{Delivery: 2}}, {JobID: queue.NewJobID(r.ingress.opt.ID, time.Now())}}))
 
 	// The first worker was only slow. Its failure is no answer, and it is told nothing
@@ -131,7 +131,7 @@ func TestAJobWhoseWorkerIsLostGoesToAnother(t *testing.T) {
 	require.Equal(t, k.job.ID, next(t, r.settled), "once all is accounted for, it is settled")
 	v, err = r.answer.Claim(t.Context(), queue.Claim{JobID: k.job.ID, Run: queue.Run{Delivery: 3}, Worker: "worker02"})
 	require.NoError(t, err)
-	require.Equal(t, queue.VerdictDrop, v)
+	require.Equal(t, queue.VerdictDrop, v.Verdict)
 }
 
 // The first worker was only slow and has the whole answer after all. The second one's
@@ -144,7 +144,7 @@ func TestALateAnswerEndsTheRunThatReplacedIt(t *testing.T) {
 	k := r.take()
 	v, err := r.answer.Claim(t.Context(), queue.Claim{JobID: k.job.ID, Run: queue.Run{Delivery: 2}, Worker: "worker02"})
 	require.NoError(t, err)
-	require.Equal(t, queue.VerdictRun, v)
+	require.Equal(t, queue.VerdictRun, v.Verdict)
 	k.succeed("{}")
 	resp, _ := c.whole()
 	require.Equal(t, http.StatusOK, resp.StatusCode)
@@ -198,7 +198,7 @@ func TestAJobThatTheQueueLostIsPublishedAgain(t *testing.T) {
 	for k.job.Epoch == 0 {
 		k = r.take()
 	}
-	require.Equal(t, 1, k.job.Epoch)
+	require.Equal(t, inference.EpochStride, k.job.Epoch)
 	k.succeed("{}")
 	resp, _ := c.whole()
 	require.Equal(t, http.StatusOK, resp.StatusCode)
@@ -241,10 +241,10 @@ func TestAJobThatVanishedIsPublishedAgain(t *testing.T) {
 	r.puller.Free()
 	again := r.take()
 	require.Equal(t, k.job.ID, again.job.ID)
-	require.Equal(t, 1, again.job.Epoch)
+	require.Equal(t, inference.EpochStride, again.job.Epoch)
 	v, err := r.answer.Claim(t.Context(), queue.Claim{JobID: again.job.ID, Run: again.run, Worker: "worker01"})
 	require.NoError(t, err)
-	require.Equal(t, queue.VerdictRun, v)
+	require.Equal(t, queue.VerdictRun, v.Verdict)
 	again.succeed("{}")
 	resp, _ := c.whole()
 	require.Equal(t, http.StatusOK, resp.StatusCode)

@@ -111,7 +111,7 @@ func (fs *flights) streamLost(provider string) {
 	lost := 0
 	for _, f := range fs.all() {
 		f.mu.Lock()
-		if f.job.Candidate().Provider == provider && f.place.seq != 0 && f.place.lostAt.IsZero() {
+		if f.at().Provider == provider && f.place.seq != 0 && f.place.lostAt.IsZero() {
 			f.place.lostAt = now
 			lost++
 		}
@@ -168,7 +168,7 @@ func (f *flight) doubtful(now, connectedAt time.Time) bool {
 // lookUp asks the queue for the job, and takes it for lost if it is not there.
 func (fs *flights) lookUp(ctx context.Context, f *flight) {
 	f.mu.Lock()
-	seq, provider := f.place.seq, f.job.Candidate().Provider
+	seq, provider := f.place.seq, f.at().Provider
 	f.mu.Unlock()
 	there, err := fs.dispatch.Queued(ctx, provider, seq)
 	if err != nil {
@@ -206,14 +206,14 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 	case needRepeat:
 		f.place.sent = now
 	case needNewEpoch:
-		f.job.Epoch++
+		f.job.Epoch += inference.EpochStride - f.job.Epoch%inference.EpochStride
 		if f.held {
 			f.lostRuns++
 		}
 		f.held = false
-		f.place = place{sent: now, firstSent: now}
+		f.place = place{known: true, sent: now, firstSent: now}
 	}
-	again := *f.job // the publish must not race with a later epoch
+	again := f.message() // the publish must not race with a later epoch
 	f.mu.Unlock()
 
 	switch n {
@@ -259,7 +259,7 @@ func (f *flight) needs(now, connectedAt time.Time) need {
 	case f.place.seq == 0 && !f.begun:
 		return f.unconfirmed(now, connectedAt, silent)
 	case !f.place.lostAt.IsZero() && !f.begun && now.Sub(f.place.lostAt) > lostGrace && silent > aliveFor:
-		if f.job.Epoch >= maxLostRuns {
+		if f.job.Epoch/inference.EpochStride >= maxLostRuns {
 			return needQueueError
 		}
 		return needNewEpoch
@@ -274,7 +274,7 @@ func (f *flight) unconfirmed(now, connectedAt time.Time, silent time.Duration) n
 		return needNewEpoch // its worker is lost, and the queue may be, too
 	case f.held:
 		return needNothing
-	case f.job.Epoch == 0 && now.Sub(later(f.place.firstSent, connectedAt)) > publishMost:
+	case !f.place.known && now.Sub(later(f.place.firstSent, connectedAt)) > publishMost:
 		return needRefusal
 	case now.Sub(f.place.sent) > confirmWait:
 		return needRepeat

@@ -32,6 +32,11 @@ type Call struct {
 
 	TraceParent string // W3C traceparent to send along; may be empty
 
+	// RefusalIsError says that another provider may be tried for what this one's policy
+	// does not allow: an answer that holds nothing but the upstream's refusal is then an
+	// error of inference.RefusalContent, unless a chunk of it was emitted.
+	RefusalIsError bool
+
 	// Dropped is told, before the upstream is called, which fields of the request the
 	// provider cannot honour and lets go of by its policy. It may be nil. An adapter
 	// that drops nothing does not call it.
@@ -78,18 +83,13 @@ type Provider interface {
 	Close() error
 }
 
-// Capabilities is what a provider can do with a model that its configuration says
-// nothing else of.
+// Capabilities is what a provider can do, and for which models.
 type Capabilities struct {
-	Streaming        bool
-	Tools            bool
-	Images           bool
-	StructuredOutput bool // an answer that follows a JSON Schema
-	Embeddings       bool
+	// Traits hold for every model that Special says nothing of.
+	inference.Traits
 
-	// ContextTokens bounds the prompt and OutputTokens the answer; zero when not known.
-	ContextTokens int
-	OutputTokens  int
+	// Special are the models that differ; the first entry that covers a model counts.
+	Special []inference.ModelTraits
 
 	// Models are names or globs (path.Match) of the models served.
 	Models []string
@@ -108,6 +108,15 @@ const (
 	KeyCooling = "cooling" // it was told to wait (429)
 	KeyRefused = "refused" // the upstream does not accept it (401, 402, 403)
 )
+
+// Gate is an adapter that knows, before a call is made, that its upstream has asked to
+// be left alone.
+type Gate interface {
+	// OpenAt is when the first of the keys that cool down may be used again, or the zero
+	// time while one may be used now. A key that the upstream does not accept is not
+	// waited for. It costs next to nothing and may be asked before each call.
+	OpenAt(now time.Time) time.Time
+}
 
 // KeyReporter is an adapter that knows how its keys stand.
 type KeyReporter interface {

@@ -105,13 +105,16 @@ func FuzzCleanText(f *testing.F) {
 
 func TestCleanBatchOrdersByJobAndKeepsTheFirst(t *testing.T) {
 	t.Parallel()
-	given := []inference.Record{{JobID: "b", Attempts: 1}, {JobID: "a"}, {JobID: "b", Attempts: 2}}
+	tries := []inference.Try{{Provider: "p\x00", Took: 1}}
+	given := []inference.Record{{JobID: "b", Attempts: 1}, {JobID: "a", Tries: tries}, {JobID: "b", Attempts: 2}}
 	batch, err := store.CleanBatch(given)
 	require.NoError(t, err)
 	require.Len(t, batch, 2)
 	require.Equal(t, "a", batch[0].JobID)
 	require.Equal(t, 1, batch[1].Attempts)
+	require.Equal(t, []inference.Try{{Provider: "p"}}, batch[0].Tries)
 	require.Equal(t, "b", given[0].JobID, "the caller's slice stays as it was")
+	require.Equal(t, "p\x00", tries[0].Provider, "and so do the tries in it")
 
 	_, err = store.CleanBatch([]inference.Record{{JobID: "\x00"}})
 	require.ErrorIs(t, err, store.ErrInvalid)

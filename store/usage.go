@@ -53,7 +53,7 @@ func (f UsageFilter) Clean() UsageFilter {
 
 // Clean returns the record as the ledger keeps it: times in UTC and, like
 // durations, in whole microseconds; texts storable; no counts of tokens unless
-// they are known.
+// they are known; of the tries the last inference.MaxTries.
 //
 // Some texts are the client's or the upstream's own. A record is never refused for
 // such a text, because the queue would deliver its whole batch again for ever.
@@ -71,7 +71,24 @@ func Clean(r inference.Record) inference.Record {
 	if !r.Usage.Known {
 		r.Usage = inference.Usage{Estimated: r.Usage.Estimated}
 	}
+	r.Tries = cleanTries(r.Tries)
 	return r
+}
+
+// cleanTries returns nil for none, and leaves the caller's tries as they are.
+func cleanTries(tries []inference.Try) []inference.Try {
+	if len(tries) == 0 {
+		return nil
+	}
+	clean := slices.Clone(tries[max(len(tries)-inference.MaxTries, 0):])
+	for i := range clean {
+		t := &clean[i]
+		for _, s := range []*string{&t.Provider, &t.Model, (*string)(&t.Code)} {
+			*s = CleanText(*s)
+		}
+		t.Took = t.Took.Truncate(time.Microsecond)
+	}
+	return clean
 }
 
 // CleanText returns s as it can be stored in every database: UTF-8, without NUL,

@@ -21,7 +21,7 @@ type slowJudge struct {
 	gate chan struct{}
 }
 
-func (s slowJudge) Claimed(c queue.Claim) queue.Verdict {
+func (s slowJudge) Claimed(c queue.Claim) queue.Judgement {
 	v := s.rig.Claimed(c)
 	<-s.gate
 	return v

@@ -21,7 +21,12 @@ type execution struct {
 	recorder *queue.Recorder // of a streamed answer
 	seq      uint64          // chunks sent so far
 	tries    int             // calls made in this run
+	limited  int             // those of them that the provider answered with a wait
+	failed   []inference.Try // those of them that failed
+	blocked  *block          // why no call may be made at the moment
+	fetched  bool            // the body is here
 	dropped  []string        // fields of the request that the provider could not honour
+	calledAt time.Time       // when the last call began
 	goesBack bool            // its body cannot be fetched at the moment
 }
 
@@ -40,7 +45,8 @@ func (x *execution) run(ctx context.Context) *queue.End {
 	defer func() { p.metrics.inFlight.Set(float64(p.inFlight.Add(-1))) }()
 	ctx, cancel := context.WithDeadline(ctx, x.job.Deadline)
 	defer cancel()
-	if x.job.Stream {
+	x.blocked = nil
+	if x.job.Stream && x.recorder == nil {
 		x.recorder = p.worker.conn.NewRecorder(x.job, x.held.run, 1)
 	}
 
@@ -52,17 +58,16 @@ func (x *execution) run(ctx context.Context) *queue.End {
 	if err != nil {
 		end.Err = x.domainError(ctx, err)
 	}
-	end.Attempts, end.Dropped = x.job.Attempts+x.tries, x.dropped
+	end.Attempts, end.Tries, end.Dropped = x.attempts(), x.allTries(), x.dropped
 	end.LastSeq = x.seq
 	end.Elapsed = time.Since(x.held.since)
-	p.metrics.calls(end)
 	return end
 }
 
 // prepare fetches a body that travelled as a blob. What keeps it from that may pass, or
 // be a fault of this worker alone: then the job goes back to the queue a few times.
 func (x *execution) prepare(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
+	if err := ctx.Err(); err != nil || x.fetched {
 		return err
 	}
 	w, most := x.pool.worker, x.pool.member.MaxBody
@@ -71,7 +76,7 @@ func (x *execution) prepare(ctx context.Context) error {
 	body, err := w.answer.Body(fetch, x.job, x.bodyRef, most)
 	if err == nil {
 		w.unread.clear(x.job.ID)
-		x.job.Body = body
+		x.job.Body, x.fetched = body, true
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -90,23 +95,33 @@ func (x *execution) prepare(ctx context.Context) error {
 	return &inference.Error{Code: inference.CodeQueueUnavailable, Message: "The request's body could not be fetched from the queue.", Retryable: true, Err: err}
 }
 
+// attempts counts the calls made for the job, those before this run included.
+func (x *execution) attempts() int { return x.job.Attempts + x.tries }
+
+// allTries are the calls for the job that failed.
+func (x *execution) allTries() []inference.Try {
+	if len(x.failed) == 0 {
+		return x.job.Tries
+	}
+	return append(x.job.Tries[:len(x.job.Tries):len(x.job.Tries)], x.failed...)
+}
+
+// callWithRetries calls the provider until it answers, or another call would not help,
+// or another worker should make it.
 func (x *execution) callWithRetries(ctx context.Context, end *queue.End) error {
 	for {
-		x.tries++
-		started := time.Now()
-		err := x.call(ctx, end)
-		spent := time.Since(started)
-		end.Upstream += spent
-		x.pool.metrics.upstream.Observe(spent.Seconds())
-		if err == nil {
-			return nil
+		err := x.tryOnce(ctx, end)
+		if err == nil || x.blocked != nil || ctx.Err() != nil {
+			return err
 		}
-		x.logFailure(ctx, inference.AsError(err))
+		e := inference.AsError(err)
+		if x.peersMayHelp(e) {
+			return err
+		}
 		wait, again := retryAfter(retryState{
-			err: inference.AsError(err), tries: x.tries, maxRetries: x.pool.member.MaxRetries,
-			started: x.seq > 0, left: time.Until(x.job.Deadline),
+			err: e, tries: x.tries, maxRetries: x.pool.member.MaxRetries, started: x.seq > 0, left: time.Until(x.job.Deadline),
 		})
-		if !again || ctx.Err() != nil {
+		if !again || !x.pool.budget.take(time.Now()) {
 			return err
 		}
 		x.pool.metrics.retries.Inc()
@@ -120,6 +135,86 @@ func (x *execution) callWithRetries(ctx context.Context, end *queue.End) error {
 	}
 }
 
+// tryOnce makes one call, if one may be made at the moment, and notes how it went.
+func (x *execution) tryOnce(ctx context.Context, end *queue.End) error {
+	p, model := x.pool, x.job.Candidate().Model
+	done, blocked, err := p.admit(model)
+	if err != nil {
+		x.blocked = blocked
+		return err
+	}
+	if x.tries++; x.tries == 1 {
+		p.budget.called()
+	}
+	x.calledAt = time.Now()
+	err = x.call(ctx, end)
+	spent := time.Since(x.calledAt)
+	done(err)
+	end.Upstream += spent
+	p.metrics.upstream.Observe(spent.Seconds())
+	if err == nil {
+		x.paced(end, spent)
+		return nil
+	}
+	x.tryFailed(ctx, inference.AsError(err), spent)
+	return err
+}
+
+// paced notes how fast the answer was.
+func (x *execution) paced(end *queue.End, spent time.Duration) {
+	if b := x.pool.breakers.of(x.job.Candidate().Model, time.Now()); b != nil && !x.job.Stream {
+		b.pace.answered(spent, end.Usage.CompletionTokens, time.Now())
+	}
+}
+
+// tryFailed notes a call that brought nothing.
+func (x *execution) tryFailed(ctx context.Context, e *inference.Error, spent time.Duration) {
+	x.logFailure(ctx, e)
+	now := time.Now()
+	if e.Code == inference.CodeUpstreamRateLimited {
+		if e.RetryAfter > 0 {
+			x.limited++
+			x.blocked = &block{until: now.Add(max(e.RetryAfter, limitedWait(x.limited)))}
+			x.pool.asked.Store(now.Add(e.RetryAfter).UnixNano())
+		}
+		x.pool.limited.Add(1)
+		x.pool.worker.news.Store(true)
+	}
+	if ctx.Err() == nil && x.seq == 0 {
+		c := x.job.Candidate()
+		x.failed = append(x.failed, inference.Try{Provider: c.Provider, Model: c.Model, Code: e.Code, Status: e.Status, Took: spent})
+		x.failed = x.failed[max(len(x.failed)-inference.MaxTries, 0):]
+	}
+}
+
+// peersMayHelp reports whether another worker of the provider should make the next try.
+func (x *execution) peersMayHelp(e *inference.Error) bool {
+	if x.seq > 0 || e.Reason()&(inference.ReasonUnavailable|inference.ReasonTimeout) == 0 || x.pool.worker.failed.count(x.job.ID) > peersTries {
+		return false
+	}
+	m := x.pool.member
+	well := x.pool.worker.peers.well(m.Name, x.job.Candidate().Model, time.Now())
+	return well > 0 && x.attempts() <= m.MaxRetries+well
+}
+
+// outlook is what is known when the job's run is over.
+func (x *execution) outlook(e *inference.Error) outlook {
+	o := outlook{err: e, started: x.seq > 0, blocked: x.blocked != nil && x.blocked.turned != nil, patience: x.pool.member.Patience}
+	if e == nil {
+		return o
+	}
+	now := time.Now()
+	o.wait, o.left = x.blocked.wait(now), x.job.Deadline.Sub(now)
+	o.next = len(inference.NextCandidates(x.job.Candidates, e.Reason(), x.pool.worker.alive)) > 0
+	o.peers = x.peersMayHelp(e)
+	select {
+	case <-x.pool.quit:
+		o.leaving = true
+	default:
+	}
+	return o
+}
+
 // logFailure tells of a failed call: loudly if the operator has to act, since the
 // provider refuses the operator's key.
 func (x *execution) logFailure(ctx context.Context, e *inference.Error) {
@@ -127,7 +222,7 @@ func (x *execution) logFailure(ctx context.Context, e *inference.Error) {
 	if e.Code == inference.CodeUpstreamAuth {
 		level = slog.LevelWarn
 	}
-	args := []any{"request_id", x.job.RequestID, "job_id", x.job.ID, "provider", x.pool.member.Name, "model", x.job.Candidate().Model, "attempt", x.job.Attempts + x.tries}
+	args := []any{"request_id", x.job.RequestID, "job_id", x.job.ID, "provider", x.pool.member.Name, "model", x.job.Candidate().Model, "attempt", x.attempts()}
 	x.pool.worker.log.Log(ctx, level, "call failed", append(args, loggable(e)...)...)
 }
 
@@ -158,10 +253,11 @@ func (x *execution) emit(chunks [][]byte) error {
 	}
 	e := &queue.Events{
 		JobID: x.job.ID, Run: x.held.run, Worker: x.pool.worker.opt.ID, FirstSeq: x.seq + 1,
-		Elapsed: time.Since(x.held.since), Attempts: x.job.Attempts + x.tries, Chunks: chunks,
+		Elapsed: time.Since(x.held.since), Attempts: x.attempts(), Chunks: chunks,
 	}
 	if x.seq == 0 {
-		e.Dropped = x.dropped
+		e.Dropped, e.Tries = x.dropped, x.allTries()
+		x.firstChunk()
 	}
 	if err := x.pool.worker.answer.Events(e); err != nil {
 		return err
@@ -169,6 +265,14 @@ func (x *execution) emit(chunks [][]byte) error {
 	x.recorder.Add(chunks)
 	x.seq += uint64(len(chunks))
 	return nil
+}
+
+// firstChunk notes how long the provider took to begin.
+func (x *execution) firstChunk() {
+	now := time.Now()
+	if b := x.pool.breakers.of(x.job.Candidate().Model, now); b != nil {
+		b.pace.streamed(now.Sub(x.calledAt), now)
+	}
 }
 
 // domainError says why the run ended: the context's end comes before whatever error

@@ -68,10 +68,13 @@ func (h *holdings) wasCancelled(id string) bool {
 	return now || before
 }
 
-func (h *holdings) remove(jobID string) {
+// remove lets go of this delivery of the job. Another one may be in the worker's hands.
+func (h *holdings) remove(j *held) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.jobs, jobID)
+	if h.jobs[j.jobID] == j {
+		delete(h.jobs, j.jobID)
+	}
 }
 
 func (h *holdings) count() int {

@@ -24,7 +24,9 @@ const (
 // still wanted, and disposes of it if not.
 func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
 	p.metrics.redeliveries.Inc()
-	verdict, err := p.worker.answer.Claim(work, queue.Claim{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID})
+	judged, err := p.worker.answer.Claim(work, queue.Claim{
+		JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID, Place: queue.Place{Candidates: job.Candidates, Seq: h.delivery.Seq},
+	})
 	if errors.Is(err, queue.ErrNoIngress) {
 		return p.mayRunOrphan(work, job, bodyRef, h)
 	}
@@ -33,9 +35,12 @@ func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef str
 	case err != nil:
 		p.worker.log.Warn("claim not judged", "job_id", job.ID, "error", err)
 		h.delivery.Nak(time.Second)
-	case verdict == queue.VerdictRun:
+	case judged.Verdict == queue.VerdictRun:
+		if judged.Attempts > job.Attempts {
+			job.Attempts, job.Tries = judged.Attempts, judged.Tries
+		}
 		return true
-	case verdict == queue.VerdictDrop:
+	case judged.Verdict == queue.VerdictDrop:
 		h.delivery.Ack()
 	default:
 		h.delivery.Nak(time.Second)
@@ -121,11 +126,11 @@ func (p *pulse) missed(now, wall time.Time, connected bool) bool {
 // askAgain asks whether a job is still this worker's that others may have been given
 // meanwhile. Otherwise its call is given up: whatever it brings, another's counts.
 func (w *Worker) askAgain(ctx context.Context, j *held) {
-	verdict, err := w.answer.Claim(ctx, queue.Claim{JobID: j.jobID, Run: j.run, Worker: w.opt.ID})
+	judged, err := w.answer.Claim(ctx, queue.Claim{JobID: j.jobID, Run: j.run, Worker: w.opt.ID})
 	switch {
 	case err != nil:
 		j.delivery.Progress() // and it is asked again with the next word of progress
-	case verdict == queue.VerdictRun:
+	case judged.Verdict == queue.VerdictRun:
 		w.hold.trust(j)
 		j.delivery.Progress()
 	default:

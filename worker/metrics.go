@@ -3,6 +3,7 @@ package worker
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sluice/internal/inference"
 	"sluice/internal/queue"
 	"sluice/providers"
 )
@@ -16,6 +17,10 @@ type Metrics struct {
 	ends         *prometheus.CounterVec
 	inFlight     *prometheus.GaugeVec
 	keys         *prometheus.GaugeVec
+	breakers     *prometheus.GaugeVec
+	limit        *prometheus.GaugeVec
+	held         *prometheus.GaugeVec
+	failovers    *prometheus.CounterVec
 }
 
 // NewMetrics registers the worker's metrics.
@@ -40,8 +45,20 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		keys: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sluice_upstream_keys", Help: "API keys of the upstream by how they stand: ok, cooling (told to wait) or refused.",
 		}, []string{"provider", "state"}),
+		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_breaker_state", Help: "Circuit breakers of this worker: 1 for the state that a model's is in (closed, half_open, open), 0 for the others.",
+		}, []string{"provider", "model", "state"}),
+		limit: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_provider_limit", Help: "Calls at once, across all workers, that the provider is taken to bear at the moment.",
+		}, []string{"provider"}),
+		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_worker_held", Help: "Jobs that wait in this worker until their provider can be called.",
+		}, []string{"provider"}),
+		failovers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_failovers_total", Help: "Jobs passed on to their next candidate, by why this provider did not serve them.",
+		}, []string{"provider", "reason"}),
 	}
-	reg.MustRegister(m.upstream, m.retries, m.redeliveries, m.ends, m.inFlight, m.keys)
+	reg.MustRegister(m.upstream, m.retries, m.redeliveries, m.ends, m.inFlight, m.keys, m.breakers, m.limit, m.held, m.failovers)
 	return m
 }
 
@@ -55,6 +72,9 @@ type providerMetrics struct {
 	succeeded    prometheus.Counter
 	ends         *prometheus.CounterVec
 	keys         *prometheus.GaugeVec
+	breakers     *prometheus.GaugeVec
+	limit, held  prometheus.Gauge
+	failovers    *prometheus.CounterVec
 }
 
 func (m *Metrics) provider(name string) *providerMetrics {
@@ -62,6 +82,30 @@ func (m *Metrics) provider(name string) *providerMetrics {
 		name: name, upstream: m.upstream.WithLabelValues(name), retries: m.retries.WithLabelValues(name),
 		redeliveries: m.redeliveries.WithLabelValues(name), inFlight: m.inFlight.WithLabelValues(name),
 		succeeded: m.ends.WithLabelValues(name, ""), ends: m.ends, keys: m.keys,
+		breakers: m.breakers, limit: m.limit.WithLabelValues(name), held: m.held.WithLabelValues(name), failovers: m.failovers,
+	}
+}
+
+// breaker shows the state of a model's breaker. Models that were never called have none,
+// and there is a bound on how many are followed.
+func (m *providerMetrics) breaker(model, state string) {
+	for _, s := range []string{inference.BreakerClosed, inference.BreakerHalfOpen, inference.BreakerOpen} {
+		value := 0.0
+		if s == state {
+			value = 1
+		}
+		m.breakers.WithLabelValues(m.name, model, s).Set(value)
+	}
+}
+
+// forget takes the breaker of a model away that nobody calls any more.
+func (m *providerMetrics) forget(model string) {
+	m.breakers.DeletePartialMatch(prometheus.Labels{"provider": m.name, "model": model})
+}
+
+func (m *providerMetrics) failedOver(reason inference.Reasons) {
+	for _, name := range reason.Names() {
+		m.failovers.WithLabelValues(m.name, name).Inc()
 	}
 }
 

@@ -3,9 +3,11 @@ package worker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/providers"
 )
 
 // Models are asked for again now and then: an upstream may have been given new ones.
@@ -36,6 +38,8 @@ func (p *pool) watchModels(ctx context.Context) {
 				p.worker.log.Info("models of provider are known again", "provider", p.member.Name)
 			}
 			p.models.Store(&caps.Models)
+			traits := traitsOf(caps)
+			p.traits.Store(&traits)
 			p.worker.announce(false)
 		}
 		timer := time.NewTimer(wait)
@@ -46,4 +50,9 @@ func (p *pool) watchModels(ctx context.Context) {
 		case <-timer.C:
 		}
 	}
+}
+
+// traitsOf lists what the provider can do: for the models that differ, then for all.
+func traitsOf(caps providers.Capabilities) []inference.ModelTraits {
+	return append(slices.Clone(caps.Special), inference.ModelTraits{Models: []string{"*"}, Traits: caps.Traits})
 }

@@ -95,8 +95,10 @@ func TestHoldings(t *testing.T) {
 	default:
 		require.Fail(t, "b is settled")
 	}
-	h.remove("a")
-	h.remove("b")
+	h.remove(again)
+	require.Equal(t, 2, h.count(), "another delivery of the job is not this one")
+	h.remove(a)
+	h.remove(b)
 	require.Zero(t, h.count())
 }
 
@@ -117,7 +119,7 @@ func TestCancelBeforeTheJobComes(t *testing.T) {
 		b, ctx := testHeld("b")
 		require.True(t, h.add(b))
 		require.Error(t, ctx.Err(), "still remembered")
-		h.remove("b")
+		h.remove(b)
 
 		time.Sleep(cancelledKept)
 		h.forget()

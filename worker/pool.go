@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,10 +25,43 @@ type pool struct {
 	models   atomic.Pointer[[]string]
 	stale    atomic.Bool // its stream has to be made, or made again
 
+	breakers *breakers
+	budget   *retryBudget
+	traits   atomic.Pointer[[]inference.ModelTraits]
+	heldSize atomic.Int64 // of their bodies, bytes
+	heldJobs atomic.Int64 // that gave their slot back until the provider can be called
+	waiting  atomic.Int64 // jobs that no worker had, at the last delivery
+	remade   atomic.Bool  // its consumer may have been made anew
+	taken    atomic.Int64 // when a job was last delivered, Unix nanoseconds
+	asked    atomic.Int64 // until when the provider asked to be left alone, Unix nanoseconds
+	limited  atomic.Int64 // calls answered with 429
+	limit    atomic.Int64 // calls at once across all workers, as the governor says
+
 	mu      sync.Mutex
 	puller  *queue.Puller
 	stopped bool
 	rate    rate
+}
+
+func newPool(w *Worker, m Member, metrics *providerMetrics) *pool {
+	p := &pool{
+		worker: w, member: m, metrics: metrics, idle: make(chan *queue.Delivery), quit: make(chan struct{}),
+		budget: newRetryBudget(m.RetryBudget),
+	}
+	p.limit.Store(int64(m.Concurrency))
+	p.breakers = newBreakers(m.Breaker, p.breakerTurned, metrics.forget)
+	return p
+}
+
+// breakerTurned tells of a breaker's change: the ingresses are to know soon.
+func (p *pool) breakerTurned(model, state string) {
+	p.metrics.breaker(model, state)
+	p.worker.news.Store(true)
+	level := slog.LevelInfo
+	if state == inference.BreakerOpen {
+		level = slog.LevelWarn
+	}
+	p.worker.log.Log(context.Background(), level, "circuit breaker turned", "provider", p.member.Name, "model", model, "state", state)
 }
 
 // ensure makes the provider's stream and consumer and takes jobs from them.
@@ -38,6 +72,7 @@ func (p *pool) ensure(ctx, work context.Context) error {
 	if err := p.worker.conn.EnsureConsumer(ctx, p.member.Name, p.member.Concurrency); err != nil {
 		return err
 	}
+	p.remade.Store(true)
 	return p.start(ctx, work)
 }
 
@@ -83,14 +118,28 @@ func (p *pool) started() bool {
 	return p.puller != nil && !p.stopped
 }
 
+// waitingFor is how long the last delivery's word on the queue behind it is believed.
+const waitingFor = 2 * time.Second
+
 func (p *pool) presence() queue.ProviderPresence {
 	p.metrics.upstreamKeys(p.member.Provider)
+	p.metrics.limit.Set(float64(p.limit.Load()))
+	p.metrics.held.Set(float64(p.heldJobs.Load()))
 	p.mu.Lock()
 	perSecond := p.rate.of(p.ended.Load(), time.Now())
 	p.mu.Unlock()
+	now := time.Now()
 	pp := queue.ProviderPresence{
 		Name: p.member.Name, MaxQueued: p.member.MaxQueued, Concurrency: p.member.Concurrency,
 		Slots: p.member.Slots, InFlight: int(p.inFlight.Load()), Rate: perSecond,
+		Limit: int(p.limit.Load()), Held: int(p.heldJobs.Load()), Limited: p.limited.Load(),
+		Slowdown: p.breakers.slowdown(now), States: p.breakers.states(now),
+	}
+	if now.Sub(time.Unix(0, p.taken.Load())) < waitingFor {
+		pp.Waiting = int(p.waiting.Load())
+	}
+	if t := p.traits.Load(); t != nil {
+		pp.Traits = *t
 	}
 	if m := p.models.Load(); m != nil {
 		pp.Models = *m
@@ -131,29 +180,51 @@ func (p *pool) serve(work context.Context, d *queue.Delivery) {
 }
 
 func (p *pool) serveOne(work context.Context, d *queue.Delivery) {
-	released := false
-	release := func() {
-		if !released {
-			released = true
-			p.free()
-		}
+	s := &slot{pool: p, taken: true}
+	defer s.release()
+	p.waiting.Store(int64(d.Waiting))
+	p.taken.Store(time.Now().UnixNano())
+	p.handle(work, d, s)
+}
+
+// slot is a job's share of the worker's calls at once.
+type slot struct {
+	pool  *pool
+	taken bool
+}
+
+// release gives the slot back. The first jobs come before start has kept the puller,
+// and wait for it here.
+func (s *slot) release() {
+	if s.taken {
+		s.taken = false
+		s.pool.taker().Free()
 	}
-	defer release()
-	p.handle(work, d, release)
 }
 
-// free gives a slot back. The first jobs come before start has kept the puller, and
-// wait for it here.
-func (p *pool) free() {
+// retake waits for the slot again, until quit is closed.
+func (s *slot) retake(ctx context.Context, quit <-chan struct{}) error {
+	select {
+	case <-quit:
+		return queue.ErrStopped
+	default:
+	}
+	if s.taken {
+		return nil
+	}
+	err := s.pool.taker().Retake(ctx, quit)
+	s.taken = err == nil
+	return err
+}
+
+func (p *pool) taker() *queue.Puller {
 	p.mu.Lock()
-	puller := p.puller
-	p.mu.Unlock()
-	puller.Free()
+	defer p.mu.Unlock()
+	return p.puller
 }
 
-// handle judges the delivery and runs it. release frees the slot as soon as the
-// provider is done with the call, before the end is settled.
-func (p *pool) handle(work context.Context, d *queue.Delivery, release func()) {
+// handle judges the delivery and runs it, as often as it has to wait in between.
+func (p *pool) handle(work context.Context, d *queue.Delivery, s *slot) {
 	job, bodyRef, err := d.Job()
 	if err != nil {
 		p.worker.log.Error("job cannot be read; kept among the dead letters", "provider", p.member.Name, "error", err)
@@ -171,18 +242,62 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, release func()) {
 		d.Nak(time.Second) // this worker is still at it; the server was impatient
 		return
 	}
-	defer p.worker.hold.remove(job.ID)
+	defer p.worker.hold.remove(h)
 	if again {
+		if p.leftToPeers(job) {
+			d.Nak(peersPause)
+			return
+		}
 		if !p.mayRunAgain(work, job, bodyRef, h) {
 			return
 		}
 		p.worker.hold.mayRun(h)
 	}
-	r := &execution{pool: p, job: job, bodyRef: bodyRef, held: h}
-	end := r.run(ctx)
-	p.ended.Add(1)
-	release()
-	p.settle(work, r, end)
+	p.execute(work, ctx, &execution{pool: p, job: job, bodyRef: bodyRef, held: h}, s)
+}
+
+// execute runs the job until it has an end, or is somebody else's. The slot is free as
+// soon as the provider is done with the call, before the end is settled.
+func (p *pool) execute(work, ctx context.Context, x *execution, s *slot) {
+	for {
+		end := x.run(ctx)
+		switch p.decide(work, ctx, x, end) {
+		case toHold:
+			if p.hold(ctx, x, s) {
+				continue // if the job's time is over, the next run says so
+			}
+			p.giveBack(x)
+		case toGiveBack:
+			s.release()
+			p.giveBack(x)
+		case toAnswer:
+			s.release()
+			p.ended.Add(1)
+			p.metrics.calls(end)
+			p.settle(work, x, end)
+		case toForward: // it is on its way
+		}
+		return
+	}
+}
+
+// decide says what becomes of a job after a run. One that is to go to another candidate
+// has been sent there when this returns; if nobody takes it, the next best is decided.
+func (p *pool) decide(work, ctx context.Context, x *execution, end *queue.End) disposition {
+	if x.goesBack || ctx.Err() != nil {
+		return toAnswer
+	}
+	o := x.outlook(end.Err)
+	what := dispose(o)
+	if what == toGiveBack && o.peers && x.tries > 0 && !p.budget.take(time.Now()) {
+		o.peers = false // the other worker's call would be one retry too many
+		what = dispose(o)
+	}
+	if what == toForward && !p.forward(work, x, end) {
+		o.next = false
+		what = dispose(o)
+	}
+	return what
 }
 
 func (p *pool) bury(work context.Context, d *queue.Delivery, reason string) {

@@ -103,7 +103,7 @@ func TestARedeliveredJobAsksItsIngress(t *testing.T) {
 	r.redeliver(j, 1)
 	r.start("worker01")
 	first, second := next(t, r.claims), next(t, r.claims)
-	require.Equal(t, queue.Claim{JobID: j.ID, Run: queue.Run{Delivery: 2}, Worker: "worker01"}, first)
+	require.Equal(t, queue.Claim{JobID: j.ID, Run: queue.Run{Delivery: 2}, Worker: "worker01", Place: queue.Place{Candidates: j.Candidates, Seq: 1}}, first)
 	require.Equal(t, 3, second.Run.Delivery)
 	e := next(t, r.ends)
 	require.Equal(t, second.Run, e.Run)

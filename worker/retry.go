@@ -11,6 +11,7 @@ import (
 const (
 	retryBase     = 200 * time.Millisecond
 	retryMost     = 10 * time.Second
+	limitedBase   = 50 * time.Millisecond
 	retryPatience = 30 * time.Second // a provider that asks for a longer wait is taken at its word: no retry here
 )
 
@@ -32,11 +33,17 @@ func retryAfter(s retryState) (time.Duration, bool) {
 	}
 	wait := s.err.RetryAfter
 	if wait <= 0 {
-		ceiling := min(retryMost, retryBase<<min(s.tries-1, 10))
+		ceiling := min(retryMost, retryBase<<min(max(s.tries-1, 0), 10))
 		wait = time.Duration(rand.Int64N(int64(ceiling)))
 	}
 	if wait > retryPatience || wait >= s.left {
 		return 0, false
 	}
 	return wait, true
+}
+
+// limitedWait is the least that a job waits whose provider has asked for a wait so many
+// times: the wait asked for may be next to nothing.
+func limitedWait(times int) time.Duration {
+	return min(retryMost, limitedBase<<min(max(times-1, 0), 10))
 }

@@ -60,7 +60,11 @@ func (s *script) StreamGenerate(ctx context.Context, call providers.Call, emit p
 }
 
 func (s *script) Capabilities(context.Context) (providers.Capabilities, error) {
-	return providers.Capabilities{Models: []string{"m"}}, s.caps
+	return providers.Capabilities{
+		Traits:  inference.Traits{Chat: true, Images: true},
+		Special: []inference.ModelTraits{{Models: []string{"blind"}, Traits: inference.Traits{Chat: true}}},
+		Models:  []string{"m"},
+	}, s.caps
 }
 
 func (s *script) Close() error { return nil }
@@ -78,6 +82,7 @@ type rig struct {
 	ends      chan *queue.End
 	held      chan *queue.Held
 	claims    chan queue.Claim
+	passed    chan *queue.Passed
 	asked     chan struct{} // whether anybody is here
 
 	mu       sync.Mutex
@@ -104,7 +109,11 @@ func (r *rig) Held(h *queue.Held) {
 	}
 }
 
-func (r *rig) Claimed(c queue.Claim) queue.Verdict {
+func (r *rig) Passed(p *queue.Passed) { r.passed <- p }
+
+func (r *rig) Claimed(c queue.Claim) queue.Judgement { return queue.Judgement{Verdict: r.judge(c)} }
+
+func (r *rig) judge(c queue.Claim) queue.Verdict {
 	if c.Run == (queue.Run{}) {
 		select {
 		case r.asked <- struct{}{}:
@@ -143,7 +152,7 @@ func setup(t *testing.T, fn func(ctx context.Context, n int, call providers.Call
 	t.Cleanup(embedded.Close)
 	r := &rig{
 		t: t, embedded: embedded, script: &script{fn: fn}, published: make(chan uint64, 100), events: make(chan *queue.Events, 1000),
-		ends: make(chan *queue.End, 1000), held: make(chan *queue.Held, 1000), claims: make(chan queue.Claim, 100), asked: make(chan struct{}, 1),
+		ends: make(chan *queue.End, 1000), held: make(chan *queue.Held, 1000), claims: make(chan queue.Claim, 100), passed: make(chan *queue.Passed, 100), asked: make(chan struct{}, 1),
 	}
 	r.conn = r.connect()
 	require.NoError(t, r.conn.EnsureShared(t.Context()))

@@ -27,7 +27,7 @@ func (p *pool) settle(work context.Context, x *execution, end *queue.End) {
 		return
 	}
 	if end.Err != nil && end.Err.Code == inference.CodeWorkerLost && end.LastSeq == 0 {
-		h.delivery.Nak(0) // nothing of it was shown: another worker takes over unseen
+		p.giveBack(x) // nothing of it was shown: another worker takes over unseen
 		return
 	}
 	if !p.wanted(work, end) {
@@ -75,8 +75,8 @@ func (p *pool) wanted(work context.Context, end *queue.End) bool {
 		return true
 	}
 	claim := queue.Claim{JobID: end.JobID, Run: end.Run, Worker: p.worker.opt.ID}
-	verdict, err := p.worker.answer.Claim(context.WithoutCancel(work), claim)
-	if err != nil || verdict != queue.VerdictDrop {
+	judged, err := p.worker.answer.Claim(context.WithoutCancel(work), claim)
+	if err != nil || judged.Verdict != queue.VerdictDrop {
 		return true
 	}
 	p.worker.log.Info("large answer dropped: the job is accounted for without it", "job_id", end.JobID)
@@ -113,7 +113,7 @@ func (p *pool) abandon(work context.Context, x *execution, end *queue.End) {
 	rec := inference.Record{
 		JobID: job.ID, RequestID: job.RequestID, Kind: job.Kind, Tenant: job.Tenant, KeyID: job.KeyID,
 		ModelAsked: job.Model, Provider: p.member.Name, ModelServed: end.Model, Stream: job.Stream,
-		Usage: end.Usage, Attempts: end.Attempts, Outcome: inference.OutcomeAbandoned, CreatedAt: job.CreatedAt,
+		Usage: end.Usage, Attempts: end.Attempts, Tries: end.Tries, Outcome: inference.OutcomeAbandoned, CreatedAt: job.CreatedAt,
 		Queue: x.held.since.Sub(job.CreatedAt), Total: time.Since(job.CreatedAt),
 	}
 	if end.Err != nil {

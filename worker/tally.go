@@ -51,3 +51,10 @@ func (t *tally) clear(jobID string) {
 	delete(t.counts[0], jobID)
 	delete(t.counts[1], jobID)
 }
+
+// count returns how many failures the job has had in a row.
+func (t *tally) count(jobID string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(t.counts[0][jobID], t.counts[1][jobID])
+}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sluice/internal/queue"
@@ -22,6 +23,12 @@ type Member struct {
 	MaxQueued   int   // bound of the provider's queue
 	MaxRetries  int   // further tries of a call that failed in a way that may pass
 	MaxBody     int64 // largest request body, bytes
+
+	MinConcurrency int           // least that congestion brings Concurrency down to; zero: it is fixed
+	MaxSlowdown    float64       // times slower than usual at which it falls; zero: slowness does not count
+	RetryBudget    float64       // share of the calls that may be retries, from 0 to 1
+	Patience       time.Duration // of a job that another candidate could serve, when the provider asks for a wait
+	Breaker        BreakerSettings
 }
 
 // Options are what a worker is made of.
@@ -44,21 +51,24 @@ type Worker struct {
 	hold   *holdings
 	absent *tally // questions about a job that its ingress was not there to hear
 	unread *tally // tries to fetch a job's body that failed
+	failed *tally // jobs that the provider failed here, and that another worker is to have
+	peers  *peers
 	pools  []*pool
 
 	ready     chan struct{} // closed when jobs are taken for the first time
 	readyOnce sync.Once
 	rebuild   chan struct{} // the server has to be given its streams again
+	news      atomic.Bool   // something to announce before the next second
 }
 
 // New returns a worker that has not yet taken anything.
 func New(o Options) *Worker {
 	w := &Worker{
 		opt: o, conn: o.Conn, log: o.Logger.With("worker", o.ID), hold: newHoldings(),
-		absent: newTally(), unread: newTally(), ready: make(chan struct{}), rebuild: make(chan struct{}, 1),
+		absent: newTally(), unread: newTally(), failed: newTally(), peers: newPeers(o.ID), ready: make(chan struct{}), rebuild: make(chan struct{}, 1),
 	}
 	for _, m := range o.Members {
-		w.pools = append(w.pools, &pool{worker: w, member: m, metrics: o.Metrics.provider(m.Name), idle: make(chan *queue.Delivery), quit: make(chan struct{})})
+		w.pools = append(w.pools, newPool(w, m, o.Metrics.provider(m.Name)))
 	}
 	return w
 }
@@ -86,6 +96,11 @@ func (w *Worker) Run(ctx context.Context) error {
 		return fmt.Errorf("start worker: %w", err)
 	}
 	defer w.answer.Close()
+	watch, err := w.conn.Watch(w.peers.heard)
+	if err != nil {
+		return fmt.Errorf("start worker: %w", err)
+	}
+	defer watch.Close()
 	w.conn.OnReconnect(w.needRebuild)
 	w.needRebuild()
 
@@ -100,6 +115,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.keepBeating(beats) })
 	for _, p := range w.pools {
 		loops.Go(func() { p.watchModels(ctx) })
+		loops.Go(func() { newGovernor(p).run(ctx) })
 	}
 
 	<-ctx.Done()
@@ -238,8 +254,10 @@ func (w *Worker) keepBeating(ctx context.Context) {
 		if err := w.answer.Hold(w.hold.list(n%full == 0)); err != nil {
 			w.log.Warn("beat not sent", "error", err)
 		}
-		if n%full == 0 {
+		if w.news.Swap(false) || n%full == 0 {
 			w.announce(false)
+		}
+		if n%full == 0 {
 			w.hold.forget()
 		}
 		if beats.missed(now, now.Round(0), w.conn.Connected()) {

@@ -11,7 +11,7 @@ func adapterSettings(p config.Provider) registry.Settings {
 		Type: p.Type, BaseURL: p.BaseURL.Reveal(), Proxy: p.Proxy.Reveal(), Models: p.Models, ModelMap: p.ModelMap,
 		DropUnsupported: p.OnUnsupported == config.OnUnsupportedDrop,
 		Timeout:         p.Timeout, IdleTimeout: p.IdleTimeout, MaxResponseBytes: int64(p.MaxResponseBytes),
-		Headers: make(map[string]string, len(p.Headers)),
+		Headers: make(map[string]string, len(p.Headers)), Overrides: traitOverrides(p),
 	}
 	for name, value := range p.Headers {
 		s.Headers[name] = value.Reveal()

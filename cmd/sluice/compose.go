@@ -35,7 +35,7 @@ var (
 		fx.Provide(observability.NewRegistry, func(r *prometheus.Registry) prometheus.Registerer { return r }, newEmbedded),
 	)
 	storeModule   = fx.Module("store", fx.Provide(newDatabase, func(db *database) store.Store { return db.Store }))
-	ingressModule = fx.Module("ingress", fx.Provide(ingress.NewMetrics, newIngress, newListener), fx.Invoke(serveHTTP))
+	ingressModule = fx.Module("ingress", fx.Provide(ingress.NewMetrics, newIngress, newListener, newAdminListener), fx.Invoke(serveAdmin, serveHTTP))
 	workerModule  = fx.Module("worker", fx.Provide(worker.NewMetrics, newWorker), fx.Invoke(func(*runningWorker) {}))
 )
 
@@ -93,7 +93,7 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 	}
 	in := ingress.New(ingress.Options{
 		ID: queue.NewProcessID(), Conn: conn, Keys: db, StaticKeys: staticKeys(cfg), Append: db.AppendUsage, Ping: db.Ping,
-		Providers: providerInfos(cfg), Order: cfg.Routing.Order,
+		Providers: providerInfos(cfg), Policy: routingPolicy(cfg),
 		Timeout: cfg.Server.Timeout, Keepalive: cfg.Server.Keepalive, MaxBodyBytes: int64(cfg.Server.MaxBodyBytes),
 		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight, BodyMemory: int64(cfg.Server.BodyMemory),
 		Metrics: m, MetricsHandler: observability.MetricsHandler(reg), Logger: log,
@@ -116,7 +116,7 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 func providerInfos(cfg *config.Config) map[string]ingress.ProviderInfo {
 	infos := make(map[string]ingress.ProviderInfo, len(cfg.Providers))
 	for name, p := range cfg.Providers {
-		infos[name] = ingress.ProviderInfo{Models: p.Models, MaxQueued: maxQueued(cfg, p)}
+		infos[name] = ingress.ProviderInfo{Models: p.Models, MaxQueued: maxQueued(cfg, p), Prices: routingPrices(p)}
 	}
 	return infos
 }
@@ -187,6 +187,8 @@ func workerMembers(cfg *config.Config, names []string) ([]worker.Member, error) 
 		members = append(members, worker.Member{
 			Name: name, Provider: adapter, Slots: slots, Concurrency: p.Concurrency, MaxQueued: maxQueued(cfg, p),
 			MaxRetries: p.MaxRetries, MaxBody: int64(cfg.Server.MaxBodyBytes),
+			MinConcurrency: p.MinConcurrency, MaxSlowdown: p.MaxSlowdown, RetryBudget: p.RetryBudget, Patience: p.Patience,
+			Breaker: breakerSettings(p.Breaker),
 		})
 	}
 	return members, nil

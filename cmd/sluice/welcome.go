@@ -36,7 +36,7 @@ func greet(lc fx.Lifecycle, cfg *config.Config, db *database, l net.Listener, w 
 	var later sync.WaitGroup
 	lc.Append(fx.StartStopHook(
 		func(start context.Context) error {
-			base := baseURL(l.Addr())
+			base := baseURL(l.Addr().String())
 			secret, err := db.firstKey(start, cfg)
 			switch {
 			case err == nil:
@@ -94,14 +94,14 @@ func (db *database) firstKey(ctx context.Context, cfg *config.Config) (string, e
 	return secret, nil
 }
 
-// baseURL is where a program on this machine reaches the listener: an address that
-// stands for every interface is none to call.
-func baseURL(addr net.Addr) string {
-	host, port, err := net.SplitHostPort(addr.String())
+// baseURL is where a program on this machine reaches a listener: an address that stands
+// for every interface is none to call.
+func baseURL(address string) string {
+	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return "http://" + addr.String()
+		return "http://" + address
 	}
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
 	return "http://" + net.JoinHostPort(host, port)

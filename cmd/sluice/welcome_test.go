@@ -104,11 +104,11 @@ func TestBaseURLCanBeCalled(t *testing.T) {
 	t.Parallel()
 	for address, want := range map[string]string{
 		"[::]:8080": "http://127.0.0.1:8080", "0.0.0.0:80": "http://127.0.0.1:80", "127.0.0.1:1": "http://127.0.0.1:1",
-		"[::1]:8080": "http://[::1]:8080", "192.0.2.7:8080": "http://192.0.2.7:8080",
+		":8080": "http://127.0.0.1:8080", "[::1]:8080": "http://[::1]:8080", "192.0.2.7:8080": "http://192.0.2.7:8080",
 	} {
 		addr, err := net.ResolveTCPAddr("tcp", address)
 		require.NoError(t, err)
-		require.Equal(t, want, baseURL(addr))
+		require.Equal(t, want, baseURL(addr.String()))
 	}
 }
 

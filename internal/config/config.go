@@ -27,6 +27,8 @@ type Config struct {
 	Cache Cache `yaml:"cache"`
 	// Logs, metrics and health.
 	Observability Observability `yaml:"observability"`
+	// What an operator may ask of a running ingress.
+	Admin Admin `yaml:"admin" side:"ingress"`
 }
 
 // Server configures the ingress's HTTP side.
@@ -142,6 +144,10 @@ type Provider struct {
 	Concurrency int `yaml:"concurrency" default:"64" min:"1" max:"100000"`
 	// Calls at once in one worker. 0: as many as concurrency says.
 	WorkerConcurrency int `yaml:"worker_concurrency" default:"0" min:"0" max:"100000"`
+	// Calls at once that are always allowed, however congested the upstream is. Fewer are made than concurrency says while it is overloaded or slow. As many as concurrency: the number is fixed.
+	MinConcurrency int `yaml:"min_concurrency" default:"1" min:"1" max:"100000" side:"worker"`
+	// How many times slower than usual the upstream may be before fewer calls are made at once. 0: slowness does not count.
+	MaxSlowdown float64 `yaml:"max_slowdown" default:"3" min:"0" max:"1000" side:"worker"`
 	// Longest time that one call may take.
 	Timeout time.Duration `yaml:"timeout" default:"5m" min:"1ms" max:"24h"`
 	// Longest silence between two chunks of a streamed answer.
@@ -150,6 +156,16 @@ type Provider struct {
 	MaxQueued int `yaml:"max_queued" default:"0" min:"0" max:"1000000"`
 	// Further attempts after a call that failed in a way that may pass.
 	MaxRetries int `yaml:"max_retries" default:"2" min:"0" max:"20"`
+	// Share of the calls that may be such further attempts, from 0 to 1, so that an upstream in trouble is not called more than a well one.
+	RetryBudget float64 `yaml:"retry_budget" default:"0.2" min:"0" max:"1" side:"worker"`
+	// How long a job waits for a provider that asks to be called less, when another one could serve it. Then it goes there.
+	Patience time.Duration `yaml:"patience" default:"2s" min:"0s" max:"24h" side:"worker"`
+	// When a model that keeps failing is left alone for a while.
+	Breaker Breaker `yaml:"breaker" side:"worker"`
+	// What the upstream can do with models, where it is not what its adapter says. The first entry that covers a model counts.
+	Capabilities []Capability `yaml:"capabilities" max:"1000"`
+	// What the upstream takes for models, for the strategy lowest_cost. The first entry that covers a model counts.
+	Prices []Price `yaml:"prices" max:"1000"`
 	// Largest answer taken from the upstream.
 	MaxResponseBytes Size `yaml:"max_response_bytes" default:"32MiB" min:"1KiB" max:"1GiB"`
 	// Azure's form of the OpenAI API. Only for the type openai.
@@ -166,6 +182,56 @@ type UpstreamKey struct {
 	Key Secret `yaml:"key"`
 	// Share of the calls, against the other keys' weights.
 	Weight int `yaml:"weight" default:"1" min:"1" max:"1000000"`
+}
+
+// Breaker configures when a provider's model is not called for a while. Each model has
+// a breaker of its own.
+type Breaker struct {
+	// Failures in a row after which no call is made. 0: they do not count.
+	Failures int `yaml:"failures" default:"5" min:"0" max:"1000000"`
+	// Share of failed calls, from 0 to 1, from which on no call is made. 0: it does not count.
+	FailureRate float64 `yaml:"failure_rate" default:"0.5" min:"0" max:"1"`
+	// Calls in the window from which on their share of failures counts.
+	MinCalls int `yaml:"min_calls" default:"20" min:"1" max:"1000000"`
+	// How long a call counts towards the share of failures.
+	Window time.Duration `yaml:"window" default:"30s" min:"1s" max:"1h"`
+	// How long no call is made before a few find out whether the upstream is well again.
+	OpenFor time.Duration `yaml:"open_for" default:"10s" min:"10ms" max:"1h"`
+	// How many calls at once find that out.
+	Probes int `yaml:"probes" default:"1" min:"1" max:"1000"`
+}
+
+// Capability says what an upstream can do with models. What it does not give stays as
+// the adapter says.
+type Capability struct {
+	// Models, as names or globs.
+	Models []string `yaml:"models" max:"1000"`
+	// Whether they serve chat completions.
+	Chat *bool `yaml:"chat"`
+	// Whether they serve embeddings.
+	Embeddings *bool `yaml:"embeddings"`
+	// Whether they stream their answers.
+	Streaming *bool `yaml:"streaming"`
+	// Whether they call tools.
+	Tools *bool `yaml:"tools"`
+	// Whether they see images.
+	Images *bool `yaml:"images"`
+	// Whether their answers can be made to follow a JSON Schema.
+	StructuredOutput *bool `yaml:"structured_output"`
+	// Tokens that a prompt may have. 0: it is not known.
+	ContextTokens *int `yaml:"context_tokens" min:"0" max:"100000000"`
+	// Tokens that an answer may have. 0: it is not known.
+	OutputTokens *int `yaml:"output_tokens" min:"0" max:"100000000"`
+}
+
+// Price is what an upstream takes for models, in one currency for all providers.
+type Price struct {
+	// Models, as names or globs.
+	Models []string `yaml:"models" max:"1000"`
+	// Money for a million tokens of prompts.
+	Input float64 `yaml:"input" default:"0" min:"0" max:"1000000"`
+	// Money for a million tokens of answers.
+	Output float64 `yaml:"output" default:"0" min:"0" max:"1000000"`
 }
 
 // Azure configures Azure's form of the OpenAI API: deployments in the path, a version
@@ -201,12 +267,6 @@ type Sim struct {
 	CompletionTokens int `yaml:"completion_tokens" default:"64" min:"1" max:"10000"`
 }
 
-// Routing configures which provider serves which request.
-type Routing struct {
-	// Providers in order of preference where several serve a model; those not named follow by name.
-	Order []string `yaml:"order"`
-}
-
 // RateLimit is accepted so that a file may have the section; it has no settings yet.
 type RateLimit struct{}
 
@@ -221,6 +281,15 @@ type Observability struct {
 	LogFormat string `yaml:"log_format" default:"json" oneof:"json,text"`
 	// Where a worker listens for health and metrics, as host:port. Empty: nowhere.
 	Address string `yaml:"address"`
+}
+
+// Admin configures a listener of its own, on which an operator asks a running ingress
+// what it knows and how it decides. It belongs where no client can reach it.
+type Admin struct {
+	// Where the ingress listens for operators, as host:port. Empty: nowhere.
+	Address string `yaml:"address"`
+	// What an operator shows as a bearer token, 16 characters or more. It goes with the address.
+	Token Secret `yaml:"token"`
 }
 
 // Default returns the configuration of an empty file.

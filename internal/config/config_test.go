@@ -31,7 +31,7 @@ func exampleEnv() []string {
 	return []string{
 		"DEV_KEY=0123456789abcdef", "VISITOR_KEY=fedcba9876543210", "OPENAI_API_KEY=sk-test",
 		"NATS_INGRESS_PASSWORD=a", "NATS_WORKER_PASSWORD=b", "LOCAL_BASE_URL=http://gpu:8000/v1",
-		"DATABASE_URL=postgres://u:p@db/sluice", "ANTHROPIC_KEY_A=a", "ANTHROPIC_KEY_B=b", "GEMINI_API_KEY=g", "AZURE_OPENAI_API_KEY=z",
+		"DATABASE_URL=postgres://u:p@db/sluice", "ADMIN_TOKEN=operators-only-0123", "ANTHROPIC_KEY_A=a", "ANTHROPIC_KEY_B=b", "GEMINI_API_KEY=g", "AZURE_OPENAI_API_KEY=z",
 	}
 }
 
@@ -53,6 +53,8 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, Observability{LogLevel: "info", LogFormat: "json"}, c.Observability)
 	require.Equal(t, Provider{
 		Type: TypeSim, OnUnsupported: "reject", Concurrency: 64, Timeout: 5 * time.Minute, IdleTimeout: time.Minute, MaxRetries: 2,
+		MinConcurrency: 1, MaxSlowdown: 3, RetryBudget: 0.2, Patience: 2 * time.Second,
+		Breaker:          Breaker{Failures: 5, FailureRate: 0.5, MinCalls: 20, Window: 30 * time.Second, OpenFor: 10 * time.Second, Probes: 1},
 		MaxResponseBytes: 33554432,
 		Sim:              &Sim{FirstTokenDelay: 50 * time.Millisecond, TokensPerSecond: 50, CompletionTokens: 64},
 	}, NewProvider(TypeSim))
@@ -70,11 +72,16 @@ func TestTags(t *testing.T) {
 		require.Equal(t, s.bounds[0] != "", s.min != nil, p)
 		require.Equal(t, s.bounds[1] != "", s.max != nil, p)
 		if s.kind == kindInt || s.kind == kindSize || s.kind == kindFloat || s.kind == kindDuration {
-			require.NotNil(t, s.def, "%s has a default", p)
+			require.NotEqual(t, s.optional, s.def != nil, "%s has a default, unless what is not given means something", p)
 			require.NotNil(t, s.min, "%s is bounded", p)
 			require.NotNil(t, s.max, "%s is bounded", p)
 		}
-		if s.def != nil {
+		if words, ok := s.def.([]string); ok {
+			require.Empty(t, s.checkLen(len(words)), p)
+			for _, word := range words {
+				require.Empty(t, s.elem.check(word), p)
+			}
+		} else if s.def != nil {
 			require.Empty(t, s.check(s.def), p)
 		}
 	})
@@ -97,7 +104,7 @@ func walk(s *spec, p path, visit func(*spec, path)) {
 func TestExamplesLoad(t *testing.T) {
 	t.Parallel()
 	cases := map[string]Role{
-		"minimal.yaml": RoleServe, "full.yaml": RoleServe, "ingress.yaml": RoleIngress, "worker.yaml": RoleWorker,
+		"minimal.yaml": RoleServe, "full.yaml": RoleServe, "routing.yaml": RoleServe, "ingress.yaml": RoleIngress, "worker.yaml": RoleWorker,
 	}
 	files, err := filepath.Glob("../../deploy/examples/*.yaml")
 	require.NoError(t, err)
@@ -131,6 +138,9 @@ func TestFullExampleHasEverySettingAtItsDefault(t *testing.T) {
 					}
 					if concrete[j] == "[0]" {
 						concrete[j] = i
+						if concrete[j-1] == "any" || concrete[j-1] == "not" {
+							concrete[j-1] = "all" // their matches have the same settings
+						}
 					}
 				}
 				found = found || root.lookup(concrete) != nil
@@ -144,7 +154,11 @@ func TestFullExampleHasEverySettingAtItsDefault(t *testing.T) {
 	require.Equal(t, d.Server, c.Server)
 	require.Equal(t, d.Queue, c.Queue)
 	require.Equal(t, d.Observability, c.Observability)
+	require.Equal(t, d.Admin, c.Admin)
 	require.Equal(t, NewProvider(TypeSim).Sim, c.Providers["sim"].Sim)
+	openai := NewProvider(TypeOpenAI)
+	openai.BaseURL, openai.APIKey, openai.Models = c.Providers["openai"].BaseURL, c.Providers["openai"].APIKey, c.Providers["openai"].Models
+	require.Equal(t, openai, c.Providers["openai"])
 	var custom Custom
 	applyDefaults(specOf(custom), valueOf(&custom))
 	require.Equal(t, &custom, c.Providers["inhouse"].Custom)

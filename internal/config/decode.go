@@ -58,17 +58,15 @@ func (d *decoder) decodeStruct(n *node, s *spec, v reflect.Value, p path) {
 	}
 }
 
-// decodeField leaves a setting at its default, or at its zero value where that is a
-// secret of another role, when it is not for this role.
+// decodeField leaves a setting at its default when it is not for this role. A secret has
+// none.
 func (d *decoder) decodeField(n *node, f *spec, v reflect.Value, p path) {
 	if !d.withheld(p, f.side) {
 		d.decode(n, f, v, p)
 		return
 	}
 	unset := reflect.New(v.Type()).Elem()
-	if f.side == "" {
-		unset.Set(v) // its default
-	}
+	unset.Set(v)
 	d.blind++
 	d.decode(n, f, v, p)
 	d.blind--
@@ -81,6 +79,10 @@ func (d *decoder) decodeMap(n *node, s *spec, v reflect.Value, p path) {
 	}
 	if n.kind != nodeMap {
 		d.mismatch(n, s, p)
+		return
+	}
+	if problem := s.checkLen(len(n.entries)); problem != "" {
+		d.faults.add(n.at, p, "%s", problem)
 		return
 	}
 	if len(n.entries) > 0 {
@@ -101,6 +103,10 @@ func (d *decoder) decodeList(n *node, s *spec, v reflect.Value, p path) {
 	}
 	if len(n.items) == 0 {
 		v.SetZero() // an empty list is the same as none
+		return
+	}
+	if problem := s.checkLen(len(n.items)); problem != "" {
+		d.faults.add(n.at, p, "%s", problem)
 		return
 	}
 	list := reflect.MakeSlice(s.typ, len(n.items), len(n.items))
@@ -136,6 +142,10 @@ func (d *decoder) decodeScalar(n *node, s *spec, v reflect.Value, p path) {
 		d.faults.add(n.at, p, "%s", problem)
 		return
 	}
+	if s.optional {
+		v.Set(reflect.New(s.typ))
+		v = v.Elem()
+	}
 	v.Set(reflect.ValueOf(value).Convert(s.typ))
 }
 
@@ -143,6 +153,8 @@ func (d *decoder) decodeScalar(n *node, s *spec, v reflect.Value, p path) {
 // quotes is no number, and a number is no text.
 func fits(n *node, k kind) bool {
 	switch k {
+	case kindBool:
+		return n.kind == nodeBool
 	case kindInt, kindFloat:
 		return n.kind == nodeInt || n.kind == nodeFloat
 	case kindSize:

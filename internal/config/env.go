@@ -12,12 +12,12 @@ const envPrefix = "SLUICE_"
 
 // override is one variable and the setting that it gives.
 type override struct {
-	name   string
-	path   path
-	spec   *spec
-	value  string
-	clash  bool // the name fits more than one provider of the file
-	number int  // the first list index in the path, so that elements come in order
+	name    string
+	path    path
+	spec    *spec
+	value   string
+	clash   bool  // the name fits more than one element of the file
+	numbers []int // the list indices in the path, so that elements come in order
 }
 
 // overlay puts the settings of the environment over those of the file. It returns
@@ -41,7 +41,7 @@ func overlay(root *node, s *spec, environ map[string]string, f *faults) (unknown
 	}
 	slices.SortFunc(unknown, func(a, b UnknownVariable) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(overrides, func(a, b override) int {
-		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.name, b.name))
+		return cmp.Or(slices.Compare(a.numbers, b.numbers), cmp.Compare(a.name, b.name))
 	})
 	for _, o := range overrides {
 		apply(root, o, f)
@@ -52,24 +52,38 @@ func overlay(root *node, s *spec, environ map[string]string, f *faults) (unknown
 func apply(root *node, o override, f *faults) {
 	at := origin{env: o.name}
 	if o.clash {
-		f.add(at, o.path, "fits more than one provider in the file; rename one of them")
+		f.add(at, o.path, "fits more than one name in the file; rename one of them")
 		return
 	}
-	if i := slices.IndexFunc(o.path, func(seg string) bool { return strings.HasPrefix(seg, "[") }); i >= 0 {
-		length := 0
-		if list := root.lookup(o.path[:i]); list != nil {
-			length = len(list.items)
-		}
-		if o.number > length {
-			f.add(at, o.path, "leaves a gap in the list; the next element is %d", length)
-			return
-		}
+	if next, gap := o.gap(root); gap {
+		f.add(at, o.path, "leaves a gap in the list; the next element is %d", next)
+		return
 	}
 	value := &node{kind: nodeText, text: o.value, env: true, at: at}
 	if o.spec.kind == kindList {
 		value = listFromEnv(o.value, at)
 	}
 	root.put(o.path, value)
+}
+
+// gap reports whether a list on the way has no element yet before the one that the
+// variable gives, and which one would be next.
+func (o override) gap(root *node) (next int, gap bool) {
+	lists := 0
+	for i, segment := range o.path {
+		if !strings.HasPrefix(segment, "[") {
+			continue
+		}
+		length := 0
+		if list := root.lookup(o.path[:i]); list != nil {
+			length = len(list.items)
+		}
+		if o.numbers[lists] > length {
+			return length, true
+		}
+		lists++
+	}
+	return 0, false
 }
 
 // listFromEnv splits at commas. An empty variable is an empty list.
@@ -119,6 +133,9 @@ func resolveField(n *node, s *spec, rest string) (override, bool) {
 // resolveName splits the rest into an element's name and a setting in it. A name
 // that the file has goes first; else the longest known setting at the end wins.
 func resolveName(n *node, s *spec, rest string) (override, bool) {
+	if s.elem.kind != kindStruct {
+		return resolveText(n, s, rest)
+	}
 	var fresh override
 	found := false
 	for i := range len(rest) {
@@ -146,8 +163,22 @@ func resolveName(n *node, s *spec, rest string) (override, bool) {
 	return fresh, found
 }
 
-// namesLike returns the names in the file that a variable can mean by name, in
-// which "_" may stand for "-". An exact match is the only one.
+// resolveText takes the rest for the name of one text among several, such as an alias.
+func resolveText(n *node, s *spec, rest string) (override, bool) {
+	if rest == "" {
+		return override{}, false
+	}
+	name := strings.ToLower(rest)
+	names := namesLike(n, name)
+	if len(names) > 0 {
+		name = names[0]
+	}
+	return override{path: path{name}, spec: s.elem, clash: len(names) > 1}, true
+}
+
+// namesLike returns the names in the file that a variable can mean by name, in which
+// "_" may stand for whatever a variable's name cannot have. An exact match is the only
+// one.
 func namesLike(n *node, name string) []string {
 	if n == nil {
 		return nil
@@ -157,11 +188,21 @@ func namesLike(n *node, name string) []string {
 		if e.key == name {
 			return []string{name}
 		}
-		if strings.ReplaceAll(e.key, "-", "_") == name {
+		if plainName(e.key) == name {
 			names = append(names, e.key)
 		}
 	}
 	return names
+}
+
+// plainName is what a name looks like in that of a variable, in lower case.
+func plainName(name string) string {
+	return strings.Map(func(r rune) rune {
+		if (r < 'a' || r > 'z') && (r < '0' || r > '9') {
+			return '_'
+		}
+		return r
+	}, strings.ToLower(name))
 }
 
 func resolveElement(n *node, s *spec, rest string) (override, bool) {
@@ -173,7 +214,7 @@ func resolveElement(n *node, s *spec, rest string) (override, bool) {
 	segment := "[" + digits + "]"
 	o, ok := resolve(descend(n, segment), s.elem, tail)
 	o.path = slices.Insert(o.path, 0, segment)
-	o.number = i
+	o.numbers = slices.Insert(o.numbers, 0, i)
 	return o, ok
 }
 

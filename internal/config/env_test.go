@@ -151,7 +151,7 @@ func TestOverrideNames(t *testing.T) {
 			require.Equal(t, c.want, got.path.String())
 		})
 	}
-	require.Equal(t, []string{"environment variable SLUICE_PROVIDERS_A_B_C_TYPE: providers.a-b_c.type: fits more than one provider in the file; rename one of them"},
+	require.Equal(t, []string{"environment variable SLUICE_PROVIDERS_A_B_C_TYPE: providers.a-b_c.type: fits more than one name in the file; rename one of them"},
 		problems(t, "providers: {a-b_c: {type: sim}, a_b-c: {type: sim}}", "SLUICE_PROVIDERS_A_B_C_TYPE=sim"))
 }
 

@@ -85,7 +85,7 @@ func variablesOf(n *node, s *spec, before, rest string) []string {
 		}
 	case s.kind == kindMap:
 		for _, name := range elementNames(n, before, rest) {
-			below(child(n, name), s.elem, strings.ToUpper(strings.ReplaceAll(name, "-", "_")))
+			below(child(n, name), s.elem, strings.ToUpper(plainName(name)))
 		}
 	case s.kind == kindList && s.elem.kind == kindStruct:
 		tail, _ := strings.CutPrefix(rest, before+"_")

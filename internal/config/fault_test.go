@@ -14,7 +14,7 @@ func TestFaultsAreNamed(t *testing.T) {
 	cases := []struct{ name, text, want string }{
 		{"unknown key", "server:\n  adress: x\n", "sluice.yaml:2:3: server.adress: is not known; did you mean address?"},
 		{"unknown section", "servers: {}\n", "sluice.yaml:1:1: servers: is not known; did you mean server?"},
-		{"unknown, nothing near", "routing: {zzzzzz: 1}", "sluice.yaml:1:11: routing.zzzzzz: is not known; known here: order"},
+		{"unknown, nothing near", "routing: {zzzzzz: 1}", "sluice.yaml:1:11: routing.zzzzzz: is not known; known here: order, aliases, rules"},
 		{"empty section", "cache: {ttl: 5m}", "sluice.yaml:1:9: cache.ttl: is not known: this section has no settings yet"},
 		{"missing space", "server: {'address:x': 1}", "sluice.yaml:1:10: server.?: is a key that is not known; is there a space after the colon?"},
 		{"text for int", "server:\n  max_in_flight: many\n", "sluice.yaml:2:18: server.max_in_flight: must be a whole number, not text"},
@@ -189,7 +189,10 @@ func TestNoValueIsEverShown(t *testing.T) {
 	for _, text := range []string{
 		"server: {timeout: %s}", "server: {max_in_flight: %s}", "server: {max_body_bytes: %s}", "server: {address: %s}",
 		"server: %s", "%s", "- %s", "routing: {order: [%s]}", "observability: {log_level: %s}", "store: {url: '%s'}", "queue: {url: '%s'}",
-		"store: {url: 'mysql://u:%s@h'}", "queue: {url: 'http://u:%s@h'}", "queue: {password: %s}", "providers: {a: {type: %s}}",
+		"store: {url: 'mysql://u:%s@h'}", "queue: {url: 'http://u:%s@h'}", "queue: {password: %s}", "admin: {address: %s, token: x}", "admin: {address: ':1', token: '%s x'}", "admin: {token: %s}",
+		"providers: {a: {type: sim}}\nrouting: {rules: [{name: '%s x', targets: [{provider: %[1]s}]}], aliases: {'x %[1]s': ''}}",
+		"providers: {a: {type: sim}}\nrouting: {rules: [{name: '%s x', targets: [{provider: a}]}, {name: b, targets: [{provider: a}]}]}",
+		"routing: {rules: [{when: {all: [{headers: {x: '[%s'}}], any: [{stream: %[1]s}]}}]}", "routing: {rules: [{strategy: %s, sticky_header: %[1]s}]}", "providers: {a: {type: %s}}",
 		"providers: {a: {type: openai, base_url: '%s'}}", "providers: {a: {type: openai, base_url: 'ftp://u:%s@x'}}", "auth: {keys: [{key: x, name: [%s]}]}",
 		"auth: {keys: [{key: %s, name: a}, {key: %[1]s, name: a}]}", "auth: {keys: [{name: a, key: [%s]}]}", "auth: {keys: [{name: a, expires_at: %s}]}",
 		"queue: {password:%s}", "queue: {token: \"%s}", "queue:\n  token: %s\n bad", "queue: {token: !%s x}", "queue: {token: *%s}",

@@ -19,6 +19,9 @@ const (
 	RoleIngress Role = "ingress"
 	RoleWorker  Role = "worker"
 	RoleAdmin   Role = "admin" // a command on the database: it sees where that is
+
+	RoleRouting  Role = "routing"  // a command that explains routing: it sees the rules and what is known of providers, and no secret
+	RoleOperator Role = "operator" // a command that asks a running ingress: it sees where that is to be asked, and with which token
 )
 
 // Options says what Load reads.
@@ -96,11 +99,15 @@ func load(data []byte, opts Options) (*Loaded, error) {
 }
 
 // withheld says whether the role must not have a setting of the given side, or has no
-// use for it: a command on the database reads only where that is.
+// use for it: a command reads only what it is about.
 func (o Options) withheld(p path, side Role) bool {
 	switch {
 	case o.Role == RoleAdmin:
 		return p[0] != "store" && p[0] != "data_dir"
+	case o.Role == RoleRouting:
+		return p[0] != "routing" && p[0] != "providers" || side != ""
+	case o.Role == RoleOperator:
+		return p[0] != "admin"
 	case o.Role == RoleServe, side == "":
 		return false
 	}

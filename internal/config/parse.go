@@ -207,7 +207,7 @@ func buildScalar(n ast.Node, at origin) *node {
 	case *ast.FloatNode:
 		return &node{kind: nodeFloat, text: strconv.FormatFloat(n.Value, 'f', -1, 64), at: at}
 	case *ast.BoolNode:
-		return &node{kind: nodeBool, at: at}
+		return &node{kind: nodeBool, text: strconv.FormatBool(n.Value), at: at}
 	default:
 		return &node{kind: nodeOther, at: at}
 	}

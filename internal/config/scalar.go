@@ -51,6 +51,8 @@ func (k kind) expected() string {
 		return "a section with names below it"
 	case kindList:
 		return `a list, such as ["a", "b"]`
+	case kindBool:
+		return "true or false"
 	case kindInt:
 		return "a whole number"
 	case kindSize:
@@ -66,13 +68,15 @@ func (k kind) expected() string {
 	}
 }
 
-// parseScalar turns text into a value of the kind: string, int, int64, float64,
+// parseScalar turns text into a value of the kind: string, bool, int, int64, float64,
 // time.Duration or time.Time. The problem is empty when it could.
 func parseScalar(k kind, text string) (value any, problem string) {
 	var err error
 	switch k {
 	case kindText:
 		return text, ""
+	case kindBool:
+		value, err = parseBool(text)
 	case kindInt:
 		value, err = strconv.Atoi(text)
 	case kindSize:
@@ -90,6 +94,14 @@ func parseScalar(k kind, text string) (value any, problem string) {
 		return nil, "must be " + k.expected()
 	}
 	return value, ""
+}
+
+// parseBool takes the two words that YAML takes, and none of the others that mean yes.
+func parseBool(text string) (bool, error) {
+	if text != "true" && text != "false" {
+		return false, strconv.ErrSyntax
+	}
+	return text == "true", nil
 }
 
 func parseDuration(text string) (time.Duration, error) {
@@ -136,6 +148,14 @@ func (s *spec) check(value any) string {
 		return ""
 	}
 	return fmt.Sprintf("must be from %s to %s", s.bounds[0], s.bounds[1])
+}
+
+// checkLen is check for the number of elements of a map or a list.
+func (s *spec) checkLen(n int) string {
+	if s.max == nil || compareNumbers(n, s.max) <= 0 {
+		return ""
+	}
+	return "holds more than " + s.bounds[1] + " elements"
 }
 
 // compareNumbers compares two values of the same numeric kind.

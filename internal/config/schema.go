@@ -11,11 +11,14 @@ import (
 	"time"
 )
 
-// source is the file with the settings' structs; the comments on their fields are
-// the schema's descriptions, so that the two cannot differ.
-//
-//go:embed config.go
-var source string
+// The files with the settings' structs; the comments on their fields are the schema's
+// descriptions, so that the two cannot differ.
+var (
+	//go:embed config.go
+	configSource string
+	//go:embed routes.go
+	routesSource string
+)
 
 // variableText is the schema of text with a variable in it, which may stand for a
 // value of any kind.
@@ -62,13 +65,23 @@ func shapeOf(s *spec, docs map[string]string) map[string]any {
 			"additionalProperties": false,
 		}
 	case kindMap:
-		return map[string]any{
+		schema := map[string]any{
 			"type":                 []string{"object", "null"},
-			"propertyNames":        map[string]any{"pattern": providerNamePattern},
 			"additionalProperties": schemaOf(s.elem, docs),
 		}
+		if s.elem.kind == kindStruct { // the providers; other names are what somebody else calls a thing
+			schema["propertyNames"] = map[string]any{"pattern": providerNamePattern}
+		}
+		if s.max != nil {
+			schema["maxProperties"] = s.max
+		}
+		return schema
 	case kindList:
-		return map[string]any{"type": "array", "items": schemaOf(s.elem, docs)}
+		schema := map[string]any{"type": "array", "items": schemaOf(s.elem, docs)}
+		if s.max != nil {
+			schema["maxItems"] = s.max
+		}
+		return schema
 	default:
 		return scalarSchema(s)
 	}
@@ -83,6 +96,8 @@ func scalarSchema(s *spec) map[string]any {
 		number["maximum"] = jsonValue(s.max)
 	}
 	switch s.kind {
+	case kindBool:
+		return anyOf(map[string]any{"type": "boolean"}, variableText)
 	case kindInt:
 		return anyOf(number, variableText)
 	case kindFloat:
@@ -125,11 +140,18 @@ func durationText(d time.Duration) string {
 
 // fieldDocs returns the comments of the structs' fields by Type.Field.
 func fieldDocs() (map[string]string, error) {
-	file, err := parser.ParseFile(token.NewFileSet(), "config.go", source, parser.ParseComments)
-	if err != nil {
-		return nil, err
-	}
 	docs := make(map[string]string)
+	for _, source := range []string{configSource, routesSource} {
+		file, err := parser.ParseFile(token.NewFileSet(), "", source, parser.ParseComments)
+		if err != nil {
+			return nil, err
+		}
+		addFieldDocs(docs, file)
+	}
+	return docs, nil
+}
+
+func addFieldDocs(docs map[string]string, file *ast.File) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		declared, ok := n.(*ast.TypeSpec)
 		if !ok {
@@ -144,5 +166,4 @@ func fieldDocs() (map[string]string, error) {
 		}
 		return false
 	})
-	return docs, nil
 }

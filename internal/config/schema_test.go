@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/goccy/go-yaml"
@@ -92,9 +93,14 @@ func TestSchemaAndLoadAgree(t *testing.T) {
 		"auth: {keys: [{name: a, key: '0123456789abcdef', expires_at: '2030-01-31T00:00:00Z'}]}",
 		"auth: {keys: [{name: a, key: '0123456789abcdef', expires_at: '${E}'}]}",
 		"observability: {log_level: debug, log_format: text}",
+		"routing: {aliases: {GPT/4.1: m, 'a b': '${T}'}}", "routing: {aliases: , rules: []}",
+		"providers: {a: {type: sim, capabilities: [{models: [m], images: false, tools: '${Y}', context_tokens: '${N}'}], prices: [{models: ['*'], input: 0.5}]}}",
+		"providers: {a: {type: sim, breaker: {window: 1m, failures: '${N}'}}, b: {type: openai, base_url: 'http://b', headers: {OpenAI-Project: p}, model_map: {GPT-4.1: x/y}}}",
+		"providers: {a: {type: sim}}\nrouting: {rules: [{name: r, when: {all: [{stream: true, headers: {X-Team: t}, endpoints: [chat]}]}, targets: [{provider: a, weight: 2}], fallback: [{on: ['${R}'], targets: [{provider: a, model: m}]}]}]}",
+		"admin: {address: ':1', token: 0123456789abcdefg}",
 	}
 	for _, text := range good {
-		_, err := read(text, "N=5", "D=5s", "T=sim", "F=0.5", "E=2030-01-31T00:00:00Z")
+		_, err := read(text, "N=5", "D=5s", "T=sim", "Y=true", "R=timeout", "F=0.5", "E=2030-01-31T00:00:00Z")
 		require.NoError(t, err, text)
 		require.NoError(t, schema.Validate(instance(t, []byte(text))), text)
 	}
@@ -107,6 +113,14 @@ func TestSchemaAndLoadAgree(t *testing.T) {
 		"server: {timeout: 5 s}", "server: {timeout: +5s}", "server: {timeout: .5s}", "server: {timeout: 1d}", "server: {max_body_bytes: 1 XB}", "server: {max_body_bytes: '1024'}",
 		"server: {max_body_bytes: 1}", "providers: {a: {type: x}}", "providers: {A: {type: sim}}", "providers: {a: {type: sim, sim: {failure_rate: '1'}}}",
 		"providers: {a: {type: sim, sim: {failure_rate: 2}}}", "observability: {log_level: x}", "observability: {log_format: 1}",
+		"routing: {rules: {}}", "routing: {rules: [1]}", "routing: {rules: [{x: 1}]}", "routing: {rules: [{when: []}]}", "routing: {rules: [{when: {all: {}}}]}",
+		"routing: {rules: [{when: {all: [{stream: 'true'}]}}]}", "routing: {rules: [{when: {all: [{stream: 1}]}}]}", "routing: {rules: [{when: {all: [{stream: }]}}]}",
+		"routing: {rules: [{when: {any: [{endpoints: [audio]}]}}]}", "routing: {rules: [{when: {not: [{headers: {x: 1}}]}}]}", "routing: {rules: [{strategy: best}]}",
+		"routing: {rules: [{fallback: [{on: [bored]}]}]}", "routing: {rules: [{fallback: [{on: timeout}]}]}", "routing: {rules: [{fallback: [{targets: [{provider: a, weight: 1}]}]}]}",
+		"routing: {rules: [{targets: [{weight: -1}]}]}", "routing: {rules: [" + strings.Repeat("{}, ", 257) + "]}", "routing: {aliases: [a]}", "routing: {aliases: {a: 1}}",
+		"routing: {rules: [{when: {all: [{headers: {" + manyKeys(65) + "}}]}}]}", "providers: {a: {type: sim, capabilities: [{context_tokens: 1.5}]}}",
+		"providers: {a: {type: sim, capabilities: [{images: 0}]}}", "providers: {a: {type: sim, prices: [{input: -1}]}}", "providers: {a: {type: sim, breaker: {probes: 0}}}",
+		"admin: {token: 1}", "admin: {x: 1}",
 		"queue: {password: 12345}", "auth: {keys: [{name: a, key: 1234567890123456}]}",
 	}
 	for _, text := range bad {

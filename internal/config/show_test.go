@@ -20,7 +20,7 @@ func TestSecretsAreMaskedHoweverTheyArePrinted(t *testing.T) {
 	p := NewProvider(TypeOpenAI)
 	p.APIKey, p.BaseURL = hidden, "https://u:"+hidden+"@host/v1"
 	q := Queue{Password: hidden, Token: hidden, URL: "nats://" + hidden + "@a:4222, nats://u:" + hidden + "@b:4222"}
-	values := []any{Secret(hidden), URL("postgres://u:" + hidden + "@h/db"), p, &p, q, StaticKey{Key: hidden}, []Secret{hidden}, map[string]Secret{"k": hidden}}
+	values := []any{Secret(hidden), URL("postgres://u:" + hidden + "@h/db"), p, &p, q, StaticKey{Key: hidden}, Admin{Token: hidden}, []Secret{hidden}, map[string]Secret{"k": hidden}}
 	for _, value := range values {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%t", "%10s", "%T %v"} {
 			text := fmt.Sprintf(verb, value)

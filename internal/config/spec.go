@@ -15,6 +15,7 @@ const (
 	kindMap
 	kindList
 	kindText
+	kindBool
 	kindInt
 	kindSize
 	kindFloat
@@ -32,9 +33,10 @@ type spec struct {
 	index int // of the field in its struct
 
 	def      any // parsed default; nil without one
-	min, max any // parsed bounds; nil without one
+	min, max any // parsed bounds, of a map or a list on the number of elements; nil without one
 	bounds   [2]string
 	oneOf    []string
+	optional bool // a pointer to a scalar: not given is a value of its own
 	side     Role // the role that alone may read it besides serve; empty for all
 
 	fields []*spec // of a struct, in the order of the file
@@ -45,10 +47,12 @@ type spec struct {
 func specOf(v any) *spec { return specOfType(reflect.TypeOf(v)) }
 
 func specOfType(t reflect.Type) *spec {
-	if t.Kind() == reflect.Pointer {
+	pointer := t.Kind() == reflect.Pointer
+	if pointer {
 		t = t.Elem()
 	}
 	s := &spec{typ: t, kind: kindOf(t)}
+	s.optional = pointer && s.kind != kindStruct
 	switch s.kind {
 	case kindStruct:
 		for i := range t.NumField() {
@@ -69,11 +73,23 @@ func specOfField(owner reflect.Type, i int) *spec {
 	s.side = Role(field.Tag.Get("side"))
 	s.bounds = [2]string{field.Tag.Get("min"), field.Tag.Get("max")}
 	s.def = s.tagValue(field.Tag.Get("default"))
-	s.min, s.max = s.tagValue(s.bounds[0]), s.tagValue(s.bounds[1])
+	s.min, s.max = s.boundValue(s.bounds[0]), s.boundValue(s.bounds[1])
 	if words := field.Tag.Get("oneof"); words != "" {
-		s.oneOf = strings.Split(words, ",")
+		of := s
+		if s.kind == kindList {
+			of = s.elem // each of them is one of the words
+		}
+		of.oneOf = strings.Split(words, ",")
 	}
 	return s
+}
+
+// boundValue is tagValue for a bound, which for a list or a map is a number of elements.
+func (s *spec) boundValue(text string) any {
+	if s.kind == kindList || s.kind == kindMap {
+		return (&spec{kind: kindInt}).tagValue(text)
+	}
+	return s.tagValue(text)
 }
 
 // tagValue returns a tag's value in the setting's own kind, or nil for an empty
@@ -81,6 +97,9 @@ func specOfField(owner reflect.Type, i int) *spec {
 func (s *spec) tagValue(text string) any {
 	if text == "" {
 		return nil
+	}
+	if s.kind == kindList {
+		return strings.Split(text, ",")
 	}
 	value, problem := parseScalar(s.kind, text)
 	if problem != "" {
@@ -105,6 +124,8 @@ func kindOf(t reflect.Type) kind {
 		return kindMap
 	case reflect.Slice:
 		return kindList
+	case reflect.Bool:
+		return kindBool
 	case reflect.Int:
 		return kindInt
 	case reflect.Float64:
@@ -140,6 +161,9 @@ func applyDefaults(s *spec, v reflect.Value) {
 		switch {
 		case f.kind == kindStruct && target.Kind() == reflect.Struct:
 			applyDefaults(f, target)
+		case f.kind == kindList && f.def != nil:
+			def := reflect.ValueOf(f.def).Convert(f.typ)
+			target.Set(reflect.AppendSlice(reflect.MakeSlice(f.typ, 0, def.Len()), def)) // not to be shared
 		case f.def != nil:
 			target.Set(reflect.ValueOf(f.def).Convert(f.typ))
 		}

@@ -3,7 +3,6 @@ package config
 import (
 	"net"
 	"net/url"
-	glob "path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -34,6 +33,7 @@ func validate(c *Config, opts Options, root *node, f *faults) {
 	v.providers()
 	v.routing()
 	v.listenAddress(c.Observability.Address, "observability", "address")
+	v.admin()
 }
 
 // wrong notes a fault of the setting at p.
@@ -151,6 +151,8 @@ func (v *validator) providers() {
 		}
 		v.provider(p, at)
 		v.globs(p.Models, at.with("models"))
+		v.capabilities(p.Capabilities, at.with("capabilities"))
+		v.prices(p.Prices, at.with("prices"))
 	}
 }
 
@@ -178,6 +180,12 @@ func (v *validator) provider(p Provider, at path) {
 	v.providerSections(p, at)
 	if p.WorkerConcurrency > p.Concurrency {
 		v.wrong("must not be more than concurrency, which holds across all workers", at.with("worker_concurrency")...)
+	}
+	if p.MinConcurrency > p.Concurrency {
+		v.wrong("must not be more than concurrency", at.with("min_concurrency")...)
+	}
+	if p.MaxSlowdown > 0 && p.MaxSlowdown <= 1 {
+		v.wrong("must be more than 1, or 0: an upstream is always as slow as it usually is", at.with("max_slowdown")...)
 	}
 }
 
@@ -225,32 +233,6 @@ func (v *validator) idle(p Provider, at path) {
 	} {
 		if setting.given {
 			v.wrong("is of no use to a provider of the type sim, which calls nobody", at.with(setting.name)...)
-		}
-	}
-}
-
-func (v *validator) routing() {
-	if v.faults.within(path{"providers"}) && len(v.config.Providers) == 0 {
-		return // unread providers are not unknown ones
-	}
-	seen := make(map[string]bool)
-	for i, name := range v.config.Routing.Order {
-		at := path{"routing", "order"}.at(i)
-		_, known := v.config.Providers[name]
-		switch {
-		case !known:
-			v.wrong("names no provider of this configuration", at...)
-		case seen[name]:
-			v.wrong("names a provider a second time", at...)
-		}
-		seen[name] = true
-	}
-}
-
-func (v *validator) globs(models []string, at path) {
-	for i, model := range models {
-		if _, err := glob.Match(model, ""); err != nil || model == "" {
-			v.wrong(`must be a model's name or a glob, such as "gpt-4o*"; [ and \ have a meaning in globs`, at.at(i)...)
 		}
 	}
 }

@@ -21,13 +21,31 @@ const LaneInteractive Lane = "interactive"
 type Candidate struct {
 	Provider string
 	Model    string
+	On       Reasons // why it may be tried after another one; zero stands for DefaultReasons
 }
+
+// Try is one call of a provider that did not bring the answer.
+type Try struct {
+	Provider string        `json:"provider"`
+	Model    string        `json:"model"`
+	Code     ErrorCode     `json:"code"`
+	Status   int           `json:"status,omitempty"` // the upstream's HTTP status, zero when it gave none
+	Took     time.Duration `json:"took"`             // nanoseconds
+}
+
+// MaxTries bounds how many tries of a job are remembered, the last ones of them.
+const MaxTries = 32
+
+// EpochStride is what the ingress raises a job's epoch by when it publishes the job
+// again. A worker that passes the job on to the next candidate raises it by one, so
+// that whoever published a message, a later one has a higher epoch.
+const EpochStride = 64
 
 // Job is one accepted request on its way to a worker.
 type Job struct {
 	ID        string // unique; begins with the id of the ingress that accepted it
 	RequestID string // the client's x-request-id, or one made for it
-	Epoch     int    // raised each time the ingress publishes the job again
+	Epoch     int    // which message stands for the job; a later one fences those before it
 	Kind      Kind
 	Lane      Lane
 	Tenant    string
@@ -48,6 +66,8 @@ type Job struct {
 
 	// Attempts counts the calls already made to providers for this job.
 	Attempts int
+	// Tries are the attempts that failed, as far as they are known one by one.
+	Tries []Try
 
 	TraceParent string // W3C traceparent of the client, passed on as it came
 	Body        []byte // the client's JSON, in the OpenAI form

@@ -44,6 +44,7 @@ type Record struct {
 	Stream      bool
 	Usage       Usage
 	Attempts    int
+	Tries       []Try // the attempts that failed
 	Outcome     Outcome
 	Status      int       // the HTTP status that the client was given, or would have been
 	ErrorCode   ErrorCode // empty on success

@@ -2,6 +2,7 @@ package openaiapi
 
 import (
 	"bytes"
+	"math"
 	"strconv"
 	"unicode"
 	"unicode/utf8"
@@ -18,11 +19,14 @@ const (
 
 // ChatRequest is what Sluice itself needs of a chat-completions request.
 type ChatRequest struct {
-	Model        string
+	Features
+
 	Stream       bool
 	IncludeUsage bool // stream_options.include_usage
-	HasTools     bool // at least one tool is offered
+	HasTools     bool // at least one tool is offered, in tools or in the older functions
 	HasImages    bool // at least one content part is an image
+	Structured   bool // response_format asks for an answer that follows a JSON Schema
+	MaxOutput    int  // tokens: max_completion_tokens, else max_tokens; zero when neither bounds the answer
 }
 
 // ParseChat checks a chat-completions request and reads what is needed of it. The
@@ -43,7 +47,7 @@ func ParseChat(body []byte) (ChatRequest, error) {
 		return ChatRequest{}, invalid("", "the request body must be a JSON object")
 	}
 	var f chatFields
-	if err := collect(root, f.slot); err != nil {
+	if err := collect(root, chatMember, f[:]); err != nil {
 		return ChatRequest{}, err
 	}
 	return f.request()
@@ -85,42 +89,79 @@ func invalid(param, format string, args ...any) error {
 	return e
 }
 
-// chatFields holds the members of the request that are looked at.
-type chatFields struct {
-	model, messages, stream, streamOptions, tools value
-	n, maxTokens, maxCompletionTokens             value
-	temperature, topP                             value
-}
+// The members of a request that every endpoint looks at.
+const (
+	inModel = iota
+	inMetadata
+	inUser
+	inSafetyIdentifier
+	commonMembers
+)
 
-// slot returns where the member of that name is kept, nil for one that is not read.
-func (f *chatFields) slot(name []byte) (string, *value) {
+// Those that a chat-completions request has besides.
+const (
+	inMessages = iota + commonMembers
+	inStream
+	inStreamOptions
+	inTools
+	inFunctions
+	inResponseFormat
+	inN
+	inMaxTokens
+	inMaxCompletionTokens
+	inTemperature
+	inTopP
+	chatMembers
+)
+
+type chatFields [chatMembers]value
+
+// commonMember returns where the member of that name is kept, with its name, or -1 for
+// one that is not read.
+func commonMember(name []byte) (string, int) {
 	switch string(name) {
 	case "model":
-		return "model", &f.model
-	case "messages":
-		return "messages", &f.messages
-	case "stream":
-		return "stream", &f.stream
-	case "stream_options":
-		return "stream_options", &f.streamOptions
-	case "tools":
-		return "tools", &f.tools
-	case "n":
-		return "n", &f.n
-	case "max_tokens":
-		return "max_tokens", &f.maxTokens
-	case "max_completion_tokens":
-		return "max_completion_tokens", &f.maxCompletionTokens
-	case "temperature":
-		return "temperature", &f.temperature
-	case "top_p":
-		return "top_p", &f.topP
+		return "model", inModel
+	case "metadata":
+		return "metadata", inMetadata
+	case "user":
+		return "user", inUser
+	case "safety_identifier":
+		return "safety_identifier", inSafetyIdentifier
 	}
-	return "", nil
+	return "", -1
 }
 
-// collect puts the members of the request that are looked at where slot wants them.
-func collect(root value, slot func(name []byte) (string, *value)) error {
+func chatMember(name []byte) (string, int) {
+	switch string(name) {
+	case "messages":
+		return "messages", inMessages
+	case "stream":
+		return "stream", inStream
+	case "stream_options":
+		return "stream_options", inStreamOptions
+	case "tools":
+		return "tools", inTools
+	case "functions":
+		return "functions", inFunctions
+	case "response_format":
+		return "response_format", inResponseFormat
+	case "n":
+		return "n", inN
+	case "max_tokens":
+		return "max_tokens", inMaxTokens
+	case "max_completion_tokens":
+		return "max_completion_tokens", inMaxCompletionTokens
+	case "temperature":
+		return "temperature", inTemperature
+	case "top_p":
+		return "top_p", inTopP
+	}
+	return commonMember(name)
+}
+
+// collect puts the members of the request that are looked at where place wants them.
+func collect(root value, place func(name []byte) (string, int), into []value) error {
 	it := walk(root)
 	for m, ok := it.member(); ok; m, ok = it.member() {
 		key := m.key
@@ -129,17 +170,17 @@ func collect(root value, slot func(name []byte) (string, *value)) error {
 			plain, _ := quoted.text()
 			key = []byte(plain)
 		}
-		name, place := slot(key)
-		if place == nil {
-			if twin, known := slot(folded(key)); known != nil {
+		name, i := place(key)
+		if i < 0 {
+			if twin, known := place(folded(key)); known >= 0 {
 				return invalid(twin, "%q differs from %s only in its case, and some upstreams would take one for the other", clip(string(key), MaxModelBytes), twin)
 			}
 			continue
 		}
-		if *place != nil {
+		if into[i] != nil {
 			return invalid(name, "%s is given more than once", name)
 		}
-		*place = m.val
+		into[i] = m.val
 	}
 	return nil
 }
@@ -168,42 +209,59 @@ func folded(key []byte) []byte {
 func (f *chatFields) request() (ChatRequest, error) {
 	var r ChatRequest
 	var err error
-	if r.Model, err = parseModel(f.model); err != nil {
+	if r.Features, err = parseFeatures(f[:commonMembers]); err != nil {
 		return ChatRequest{}, err
 	}
-	if r.HasImages, err = parseMessages(f.messages); err != nil {
+	var said prompt
+	if err = parseMessages(f[inMessages], &said); err != nil {
 		return ChatRequest{}, err
 	}
-	if r.Stream, r.IncludeUsage, err = parseStream(f.stream, f.streamOptions); err != nil {
+	if r.Stream, r.IncludeUsage, err = parseStream(f[inStream], f[inStreamOptions]); err != nil {
 		return ChatRequest{}, err
 	}
-	if !f.tools.absent() && !f.tools.isArray() {
+	tools, functions := f[inTools], f[inFunctions]
+	if !tools.absent() && !tools.isArray() {
 		return ChatRequest{}, invalid("tools", "tools must be an array")
 	}
-	r.HasTools = !f.tools.empty()
-	if err := f.checkNumbers(); err != nil {
+	if !functions.isArray() {
+		functions = nil
+	}
+	r.HasTools, r.HasImages = !tools.empty() || !functions.empty(), said.images > 0
+	said.define(tools)
+	said.define(functions)
+	r.PromptTokens = said.tokens()
+	if format := f[inResponseFormat]; format != nil {
+		r.Structured = format.field("type").is("json_schema")
+	}
+	if r.MaxOutput, err = f.checkNumbers(); err != nil {
 		return ChatRequest{}, err
 	}
 	return r, nil
 }
 
-func (f *chatFields) checkNumbers() error {
-	if n, ok := integer(f.n); !f.n.absent() && (!ok || n < 1 || n > MaxChoices) {
-		return invalid("n", "n must be an integer from 1 to %d", MaxChoices)
+// checkNumbers returns the bound of the answer's length.
+func (f *chatFields) checkNumbers() (most int, err error) {
+	if n, ok := integer(f[inN]); !f[inN].absent() && (!ok || n < 1 || n > MaxChoices) {
+		return 0, invalid("n", "n must be an integer from 1 to %d", MaxChoices)
 	}
-	if n, ok := integer(f.maxTokens); !f.maxTokens.absent() && (!ok || n < 0) {
-		return invalid("max_tokens", "max_tokens must be an integer that is not negative")
+	older, ok := integer(f[inMaxTokens])
+	if !f[inMaxTokens].absent() && (!ok || older < 0) {
+		return 0, invalid("max_tokens", "max_tokens must be an integer that is not negative")
 	}
-	if n, ok := integer(f.maxCompletionTokens); !f.maxCompletionTokens.absent() && (!ok || n < 0) {
-		return invalid("max_completion_tokens", "max_completion_tokens must be an integer that is not negative")
+	bound, ok := integer(f[inMaxCompletionTokens])
+	if !f[inMaxCompletionTokens].absent() && (!ok || bound < 0) {
+		return 0, invalid("max_completion_tokens", "max_completion_tokens must be an integer that is not negative")
 	}
-	if !f.temperature.absent() && !f.temperature.isNumber() {
-		return invalid("temperature", "temperature must be a number")
+	if !f[inTemperature].absent() && !f[inTemperature].isNumber() {
+		return 0, invalid("temperature", "temperature must be a number")
 	}
-	if !f.topP.absent() && !f.topP.isNumber() {
-		return invalid("top_p", "top_p must be a number")
+	if !f[inTopP].absent() && !f[inTopP].isNumber() {
+		return 0, invalid("top_p", "top_p must be a number")
 	}
-	return nil
+	if bound == 0 {
+		bound = older
+	}
+	return int(min(bound, math.MaxInt32)), nil
 }
 
 // integer reads a number that is spelled as an integer; 1.0 and 1e0 are not.
@@ -213,92 +271,6 @@ func integer(v value) (int64, bool) {
 	}
 	n, err := strconv.ParseInt(string(v), 10, 64)
 	return n, err == nil
-}
-
-func parseModel(v value) (string, error) {
-	if v.absent() {
-		return "", invalid("model", "model is missing")
-	}
-	model, ok := v.text()
-	if !ok {
-		return "", invalid("model", "model must be a string")
-	}
-	if model == "" {
-		return "", invalid("model", "model must not be empty")
-	}
-	if len(model) > MaxModelBytes {
-		return "", invalid("model", "model must be at most %d bytes long", MaxModelBytes)
-	}
-	for _, r := range model {
-		if unicode.IsControl(r) {
-			return "", invalid("model", "model must not hold control characters")
-		}
-	}
-	return model, nil
-}
-
-// parseMessages checks the messages' frame and looks for images in them.
-func parseMessages(v value) (images bool, err error) {
-	if v.absent() {
-		return false, invalid("messages", "messages is missing")
-	}
-	if !v.isArray() {
-		return false, invalid("messages", "messages must be an array")
-	}
-	count := 0
-	it := walk(v)
-	for msg, ok := it.element(); ok; msg, ok = it.element() {
-		if count == MaxMessages {
-			return false, invalid("messages", "messages must hold at most %d elements", MaxMessages)
-		}
-		image, err := parseMessage(msg, count)
-		if err != nil {
-			return false, err
-		}
-		images = images || image
-		count++
-	}
-	if count == 0 {
-		return false, invalid("messages", "messages must not be empty")
-	}
-	return images, nil
-}
-
-func parseMessage(msg value, index int) (image bool, err error) {
-	at := func(suffix string) string { return "messages[" + strconv.Itoa(index) + "]" + suffix }
-	if !msg.isObject() {
-		return false, invalid(at(""), "%s must be an object", at(""))
-	}
-	var role, content value
-	it := walk(msg)
-	for m, ok := it.member(); ok; m, ok = it.member() {
-		switch {
-		case role == nil && sameKey(m.key, "role"):
-			role = m.val
-		case content == nil && sameKey(m.key, "content"):
-			content = m.val
-		}
-	}
-	if role == nil {
-		return false, invalid(at(".role"), "%s is missing", at(".role"))
-	}
-	if !role.isString() {
-		return false, invalid(at(".role"), "%s must be a string", at(".role"))
-	}
-	return hasImage(content), nil
-}
-
-func hasImage(content value) bool {
-	if !content.isArray() {
-		return false
-	}
-	it := walk(content)
-	for part, ok := it.element(); ok; part, ok = it.element() {
-		if part.field("type").is("image_url") {
-			return true
-		}
-	}
-	return false
 }
 
 func parseStream(stream, options value) (on, usage bool, err error) {

@@ -3,6 +3,7 @@ package openaiapi_test
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -15,27 +16,39 @@ import (
 
 const messages = `"messages":[{"role":"user","content":"hi"}]`
 
+func of(model string, tokens int) openaiapi.Features {
+	return openaiapi.Features{Model: model, PromptTokens: tokens}
+}
+
 func TestParseChatReads(t *testing.T) {
 	t.Parallel()
 	cases := map[string]struct {
 		body string
 		want openaiapi.ChatRequest
 	}{
-		"plain":         {`{"model":"m",` + messages + `}`, openaiapi.ChatRequest{Model: "m"}},
-		"space":         {" \n{ \"model\" :\t\"m\" , " + messages + " }\r\n", openaiapi.ChatRequest{Model: "m"}},
-		"streamed":      {`{"model":"m",` + messages + `,"stream":true}`, openaiapi.ChatRequest{Model: "m", Stream: true}},
-		"stream false":  {`{"model":"m",` + messages + `,"stream":false}`, openaiapi.ChatRequest{Model: "m"}},
-		"usage asked":   {`{"model":"m",` + messages + `,"stream":true,"stream_options":{"include_usage":true}}`, openaiapi.ChatRequest{Model: "m", Stream: true, IncludeUsage: true}},
-		"usage not":     {`{"model":"m",` + messages + `,"stream":true,"stream_options":{"include_usage":false}}`, openaiapi.ChatRequest{Model: "m", Stream: true}},
-		"nulls":         {`{"model":"m",` + messages + `,"stream":null,"stream_options":null,"n":null,"max_tokens":null,"temperature":null,"top_p":null,"tools":null}`, openaiapi.ChatRequest{Model: "m"}},
-		"tools":         {`{"model":"m",` + messages + `,"tools":[{"type":"function"}]}`, openaiapi.ChatRequest{Model: "m", HasTools: true}},
-		"no tools":      {`{"model":"m",` + messages + `,"tools":[ ]}`, openaiapi.ChatRequest{Model: "m"}},
-		"images":        {`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"data:"}}]}]}`, openaiapi.ChatRequest{Model: "m", HasImages: true}},
-		"escapes":       {`{"mod\u0065l":"a\u0062\"c",` + messages + `}`, openaiapi.ChatRequest{Model: `ab"c`}},
-		"unknown kept":  {`{"model":"m",` + messages + `,"frobnicate":{"model":1},"frobnicate":2}`, openaiapi.ChatRequest{Model: "m"}},
-		"numbers":       {`{"model":"m",` + messages + `,"n":128,"max_tokens":0,"max_completion_tokens":4096,"temperature":-1e-2,"top_p":1}`, openaiapi.ChatRequest{Model: "m"}},
-		"lone role":     {`{"model":"m","messages":[{"role":"x"}]}`, openaiapi.ChatRequest{Model: "m"}},
-		"deep but fair": {`{"model":"m",` + messages + `,"x":` + strings.Repeat("[", 99) + strings.Repeat("]", 99) + `}`, openaiapi.ChatRequest{Model: "m"}},
+		"plain":         {`{"model":"m",` + messages + `}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"space":         {" \n{ \"model\" :\t\"m\" , " + messages + " }\r\n", openaiapi.ChatRequest{Features: of("m", 1)}},
+		"streamed":      {`{"model":"m",` + messages + `,"stream":true}`, openaiapi.ChatRequest{Features: of("m", 1), Stream: true}},
+		"stream false":  {`{"model":"m",` + messages + `,"stream":false}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"usage asked":   {`{"model":"m",` + messages + `,"stream":true,"stream_options":{"include_usage":true}}`, openaiapi.ChatRequest{Features: of("m", 1), Stream: true, IncludeUsage: true}},
+		"usage not":     {`{"model":"m",` + messages + `,"stream":true,"stream_options":{"include_usage":false}}`, openaiapi.ChatRequest{Features: of("m", 1), Stream: true}},
+		"nulls":         {`{"model":"m",` + messages + `,"stream":null,"stream_options":null,"n":null,"max_tokens":null,"temperature":null,"top_p":null,"tools":null}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"tools":         {`{"model":"m",` + messages + `,"tools":[{"type":"function"}]}`, openaiapi.ChatRequest{Features: of("m", 6), HasTools: true}},
+		"no tools":      {`{"model":"m",` + messages + `,"tools":[ ]}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"images":        {`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"data:"}}]}]}`, openaiapi.ChatRequest{Features: of("m", 766), HasImages: true}},
+		"escapes":       {`{"mod\u0065l":"a\u0062\"c",` + messages + `}`, openaiapi.ChatRequest{Features: of(`ab"c`, 1)}},
+		"unknown kept":  {`{"model":"m",` + messages + `,"frobnicate":{"model":1},"frobnicate":2}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"numbers":       {`{"model":"m",` + messages + `,"n":128,"max_tokens":0,"max_completion_tokens":4096,"temperature":-1e-2,"top_p":1}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: 4096}},
+		"lone role":     {`{"model":"m","messages":[{"role":"x"}]}`, openaiapi.ChatRequest{Features: of("m", 0)}},
+		"functions":     {`{"model":"m",` + messages + `,"functions":[{"name":"f"}]}`, openaiapi.ChatRequest{Features: of("m", 4), HasTools: true}},
+		"odd functions": {`{"model":"m",` + messages + `,"functions":{"name":"f"}}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"no functions":  {`{"model":"m",` + messages + `,"functions":[],"tools":null}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"structured":    {`{"model":"m",` + messages + `,"response_format":{"x":{"type":"text"},"type":"json_schema","json_schema":{}}}`, openaiapi.ChatRequest{Features: of("m", 1), Structured: true}},
+		"json mode":     {`{"model":"m",` + messages + `,"response_format":{"type":"json_object"}}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"odd format":    {`{"model":"m",` + messages + `,"response_format":"json_schema"}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"older bound":   {`{"model":"m",` + messages + `,"max_tokens":7}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: 7}},
+		"absurd bound":  {`{"model":"m",` + messages + `,"max_tokens":9223372036854775807}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: math.MaxInt32}},
+		"deep but fair": {`{"model":"m",` + messages + `,"x":` + strings.Repeat("[", 99) + strings.Repeat("]", 99) + `}`, openaiapi.ChatRequest{Features: of("m", 1)}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -69,6 +82,9 @@ func TestParseChatRefuses(t *testing.T) {
 		"string":               {`"x"`, bad, "", "object"},
 		"too deep":             {with(`"x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100)), bad, "", "100 levels"},
 		"absurdly deep":        {strings.Repeat(`{"a":[`, 1_000_000), bad, "", "100 levels"},
+		"metadata twice":       {with(`"metadata":{},"metadata":{}`), bad, "metadata", "more than once"},
+		"metadata key twice":   {with(`"metadata":{"a":"1","\u0061":"2"}`), bad, "metadata", "more than once"},
+		"user twice":           {with(`"user":"a","user":"b"`), bad, "user", "more than once"},
 		"model twice":          {with(`"model":"x"`), bad, "model", "more than once"},
 		"model twice, escaped": {with(`"\u006dodel":"x"`), bad, "model", "more than once"},
 		"stream twice":         {with(`"stream":true,"stream":false`), bad, "stream", "more than once"},

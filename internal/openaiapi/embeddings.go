@@ -11,7 +11,8 @@ const MaxInputs = 2048
 
 // EmbeddingsRequest is what Sluice itself needs of an embeddings request.
 type EmbeddingsRequest struct {
-	Model  string
+	Features
+
 	Inputs int // texts to embed
 }
 
@@ -26,41 +27,46 @@ func ParseEmbeddings(body []byte) (EmbeddingsRequest, error) {
 		return EmbeddingsRequest{}, invalid("", "the request body must be a JSON object")
 	}
 	var f embeddingsFields
-	if err := collect(root, f.slot); err != nil {
+	if err := collect(root, embeddingsMember, f[:]); err != nil {
 		return EmbeddingsRequest{}, err
 	}
-	model, err := parseModel(f.model)
+	features, err := parseFeatures(f[:commonMembers])
 	if err != nil {
 		return EmbeddingsRequest{}, err
 	}
-	inputs, err := countInputs(f.input)
-	if err != nil {
+	r := EmbeddingsRequest{Features: features}
+	if r.Inputs, r.PromptTokens, err = countInputs(f[inInput]); err != nil {
 		return EmbeddingsRequest{}, err
 	}
-	if !f.format.absent() && !f.format.is("float") && !f.format.is("base64") {
+	if format := f[inFormat]; !format.absent() && !format.is("float") && !format.is("base64") {
 		return EmbeddingsRequest{}, invalid("encoding_format", "encoding_format must be float or base64")
 	}
-	if n, ok := integer(f.dimensions); !f.dimensions.absent() && (!ok || n < 1) {
+	if n, ok := integer(f[inDimensions]); !f[inDimensions].absent() && (!ok || n < 1) {
 		return EmbeddingsRequest{}, invalid("dimensions", "dimensions must be a positive integer")
 	}
-	return EmbeddingsRequest{Model: model, Inputs: inputs}, nil
+	return r, nil
 }
 
-// embeddingsFields holds the members of the request that are looked at.
-type embeddingsFields struct{ model, input, format, dimensions value }
+// The members of an embeddings request that are looked at, after the common ones.
+const (
+	inInput = iota + commonMembers
+	inFormat
+	inDimensions
+	embeddingsMembers
+)
 
-func (f *embeddingsFields) slot(name []byte) (string, *value) {
+type embeddingsFields [embeddingsMembers]value
+
+func embeddingsMember(name []byte) (string, int) {
 	switch string(name) {
-	case "model":
-		return "model", &f.model
 	case "input":
-		return "input", &f.input
+		return "input", inInput
 	case "encoding_format":
-		return "encoding_format", &f.format
+		return "encoding_format", inFormat
 	case "dimensions":
-		return "dimensions", &f.dimensions
+		return "dimensions", inDimensions
 	}
-	return "", nil
+	return commonMember(name)
 }
 
 // The forms of an input that is an array.
@@ -71,59 +77,65 @@ const (
 	ofTokenLists
 )
 
-// countInputs checks the input and counts the texts in it.
-func countInputs(v value) (int, error) {
+// countInputs checks the input, counts the texts in it and estimates their tokens.
+func countInputs(v value) (n, tokens int, err error) {
+	var said prompt
 	switch {
 	case v.absent():
-		return 0, invalid("input", "input is missing")
+		return 0, 0, invalid("input", "input is missing")
 	case v.isString():
 		if v.is("") {
-			return 0, invalid("input", "input must not be empty")
+			return 0, 0, invalid("input", "input must not be empty")
 		}
-		return 1, nil
+		said.text(v)
+		return 1, said.tokens(), nil
 	case !v.isArray():
-		return 0, invalid("input", "input must be a string or an array")
+		return 0, 0, invalid("input", "input must be a string or an array")
 	}
-	form, n := ofNothing, 0
+	form := ofNothing
 	it := walk(v)
 	for e, ok := it.element(); ok; e, ok = it.element() {
-		own := formOf(e)
+		own, given := formOf(e)
 		if own == ofNothing || form != ofNothing && own != form {
 			at := "input[" + strconv.Itoa(n) + "]"
-			return 0, invalid(at, "%s must be a text, a token or an array of tokens, like the others", at)
+			return 0, 0, invalid(at, "%s must be a text, a token or an array of tokens, like the others", at)
 		}
+		said.text(e)
 		form = own
+		tokens += given
 		n++
 	}
 	switch {
 	case n == 0:
-		return 0, invalid("input", "input must not be empty")
+		return 0, 0, invalid("input", "input must not be empty")
 	case form == ofTokens:
-		return 1, nil
+		return 1, tokens, nil
 	case n > MaxInputs:
-		return 0, invalid("input", "input must hold at most %d texts", MaxInputs)
+		return 0, 0, invalid("input", "input must hold at most %d texts", MaxInputs)
 	}
-	return n, nil
+	return n, tokens + said.tokens(), nil
 }
 
-func formOf(e value) int {
+// formOf returns what an element of the input is, and how many tokens it gives as such.
+func formOf(e value) (form, tokens int) {
 	switch {
 	case e.isString() && !e.is(""):
-		return ofTexts
+		return ofTexts, 0
 	case e.isNumber():
 		if n, ok := integer(e); ok && n >= 0 {
-			return ofTokens
+			return ofTokens, 1
 		}
 	case e.isArray() && !e.empty():
 		it := walk(e)
 		for t, ok := it.element(); ok; t, ok = it.element() {
 			if n, whole := integer(t); !whole || n < 0 {
-				return ofNothing
+				return ofNothing, 0
 			}
+			tokens++
 		}
-		return ofTokenLists
+		return ofTokenLists, tokens
 	}
-	return ofNothing
+	return ofNothing, 0
 }
 
 // ErrNotEmbeddings says that an answer is no list of embeddings.

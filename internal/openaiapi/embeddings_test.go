@@ -12,13 +12,18 @@ import (
 
 func TestParseEmbeddings(t *testing.T) {
 	t.Parallel()
-	for input, n := range map[string]int{
-		`"a"`: 1, `["a","b"]`: 2, `[1,2,3]`: 1, `[[1,2],[3]]`: 2, `["` + strings.Repeat(`a","`, openaiapi.MaxInputs-1) + `a"]`: openaiapi.MaxInputs,
+	for input, want := range map[string]struct{ n, tokens int }{
+		`"a"`: {1, 1}, `"abcdefghi"`: {1, 3}, `["abcd","efgh"]`: {2, 2}, `[1,2,3]`: {1, 3}, `[[1,2],[3]]`: {2, 3},
+		`["` + strings.Repeat(`a","`, openaiapi.MaxInputs-1) + `a"]`: {openaiapi.MaxInputs, openaiapi.MaxInputs / 4},
 	} {
 		r, err := openaiapi.ParseEmbeddings([]byte(`{"model":"m","dimensions":3,"encoding_format":"base64","x":1,"input":` + input + `}`))
 		require.NoError(t, err, input)
-		require.Equal(t, openaiapi.EmbeddingsRequest{Model: "m", Inputs: n}, r)
+		require.Equal(t, openaiapi.EmbeddingsRequest{Features: of("m", want.tokens), Inputs: want.n}, r)
 	}
+	r, err := openaiapi.ParseEmbeddings([]byte(`{"model":"m","input":"a","user":"u","metadata":{"k":"v"}}`))
+	require.NoError(t, err)
+	require.Equal(t, "u", r.User)
+	require.Equal(t, map[string]string{"k": "v"}, r.Metadata)
 	for body, param := range map[string]string{
 		`{"input":"a"}`:                                     "model",
 		`{"model":"m"}`:                                     "input",
@@ -46,7 +51,7 @@ func TestParseEmbeddings(t *testing.T) {
 		require.Equal(t, inference.CodeInvalidRequest, e.Code, body)
 		require.Equal(t, param, e.Param, body)
 	}
-	_, err := openaiapi.ParseEmbeddings([]byte(`{`))
+	_, err = openaiapi.ParseEmbeddings([]byte(`{`))
 	require.Equal(t, inference.CodeInvalidJSON, inference.AsError(err).Code)
 }
 
@@ -72,7 +77,7 @@ func FuzzParseEmbeddings(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		r, err := openaiapi.ParseEmbeddings(body)
-		if err == nil && (r.Model == "" || r.Inputs < 1 || r.Inputs > openaiapi.MaxInputs) {
+		if err == nil && (r.Model == "" || r.Inputs < 1 || r.PromptTokens < 1 || r.Inputs > openaiapi.MaxInputs) {
 			t.Fatalf("%+v", r)
 		}
 		_, _ = openaiapi.ParseEmbeddingList(body)

@@ -131,20 +131,49 @@ const claimTimeout = 2 * time.Second
 // Claim asks the job's ingress whether a job that was handed out before is still
 // wanted. The error wraps ErrNoIngress when nobody hears the question; when it is heard
 // and not judged in time, or lost with the connection, the error is another one.
-func (a *Answerer) Claim(ctx context.Context, c Claim) (Verdict, error) {
+func (a *Answerer) Claim(ctx context.Context, c Claim) (Judgement, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	m, err := a.conn.nc.RequestWithContext(ctx, replySubject(whatClaim, c.JobID), c.encode())
 	if errors.Is(err, nats.ErrNoResponders) {
-		return 0, fmt.Errorf("claim job %s: %w: %w", c.JobID, ErrNoIngress, err)
+		return Judgement{}, fmt.Errorf("claim job %s: %w: %w", c.JobID, ErrNoIngress, err)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("claim job %s: %w", c.JobID, err)
+		return Judgement{}, fmt.Errorf("claim job %s: %w", c.JobID, err)
 	}
-	if len(m.Data) != 1 {
-		return 0, fmt.Errorf("claim job %s: %w", c.JobID, errFrame)
+	j, err := decodeJudgement(m.Data)
+	if err != nil {
+		return Judgement{}, fmt.Errorf("claim job %s: %w", c.JobID, err)
 	}
-	return Verdict(m.Data[0]), nil
+	return j, nil
+}
+
+// Forward publishes the job to its first candidate's queue and waits until the server
+// has it. It returns the message's place in the stream. The error wraps ErrFull or
+// ErrNoQueue when the queue does not take the job; after any other it may have it or
+// not, and the same call may be made again.
+func (a *Answerer) Forward(ctx context.Context, j *inference.Job, bodyRef string) (seq uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	reply, err := a.conn.nc.RequestMsgWithContext(ctx, jobMessage(j, bodyRef))
+	if errors.Is(err, nats.ErrNoResponders) {
+		return 0, fmt.Errorf("forward job %s: %w", j.ID, ErrNoQueue)
+	}
+	if err == nil {
+		seq, err = parsePubAck(reply)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("forward job %s: %w", j.ID, err)
+	}
+	return seq, nil
+}
+
+// Passed tells the job's ingress that the worker gives the job up for another to do.
+func (a *Answerer) Passed(p *Passed) error {
+	if err := a.conn.nc.Publish(replySubject(whatPassed, p.JobID), p.encode()); err != nil {
+		return fmt.Errorf("pass job %s on: %w", p.JobID, err)
+	}
+	return nil
 }
 
 // heldPerMessage keeps the message with a worker's jobs well below the payload limit.

@@ -137,15 +137,27 @@ func fullEnd() *End {
 		Attempts: 3, Dropped: []string{"seed"}, LastSeq: 9, BodyRef: "ref", Body: []byte("body"),
 		Usage: inference.Usage{PromptTokens: 1, CompletionTokens: math.MaxInt64, CachedTokens: 3, ReasoningTokens: 4, Known: true, Estimated: true},
 		Err: &inference.Error{
-			Code: inference.CodeUpstreamRejected, Message: "no", Param: "model", Retryable: true,
+			Code: inference.CodeUpstreamRejected, Message: "no", Param: "model", Refusal: inference.RefusalContext, Retryable: true,
 			RetryAfter: time.Minute, Status: 422, Body: []byte(`{"error":{}}`),
 		},
 	}
 }
 
+func fullPassed() *Passed {
+	return &Passed{
+		JobID: "j", Run: Run{3, 4}, Worker: "w", Attempts: 5, Tries: fullRecord().Tries,
+		Next: Place{Seq: 6, Candidates: []inference.Candidate{{Provider: "p", Model: "a/b", On: math.MaxUint8}, {Provider: "q"}}},
+	}
+}
+
+func fullJudgement() Judgement {
+	return Judgement{Verdict: VerdictDrop, Attempts: 3, Tries: fullRecord().Tries}
+}
+
 func fullEvents() *Events {
 	return &Events{
 		JobID: "j", Run: Run{1, 2}, Worker: "w", FirstSeq: math.MaxUint64, Elapsed: time.Hour, Attempts: 2, Dropped: []string{"n", "logit_bias"},
+		Tries:  fullRecord().Tries,
 		Chunks: [][]byte{[]byte("a"), {}, []byte("ccc")},
 	}
 }
@@ -155,6 +167,11 @@ func fullRecord() inference.Record {
 		JobID: "j", RequestID: "r", Kind: inference.KindChat, Tenant: "t", KeyID: "k", ModelAsked: "a", Provider: "p", ModelServed: "m",
 		Stream: true, Usage: fullEnd().Usage, Attempts: 3, Outcome: inference.OutcomeAbandoned, Status: 502, ErrorCode: inference.CodeWorkerLost,
 		CreatedAt: time.UnixMicro(1_700_000_000_000_001).UTC(), Queue: time.Second, FirstToken: time.Minute, Total: time.Hour,
+		Tries: []inference.Try{
+			{Provider: "p", Model: "a", Code: inference.CodeUpstreamRateLimited, Status: 429, Took: time.Minute},
+			{Provider: "p", Model: "a", Code: inference.CodeUpstreamCut, Took: 1},
+			{Provider: "q", Model: ""},
+		},
 	}
 }
 
@@ -173,7 +190,16 @@ func TestFramesRoundTrip(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, fullEvents(), events)
 
-	c := Claim{JobID: "j", Run: Run{7, 8}, Worker: "w"}
+	j := fullJudgement()
+	judged, err := decodeJudgement(j.encode())
+	require.NoError(t, err)
+	require.Equal(t, j, judged)
+
+	passed, err := decodePassed("j", fullPassed().encode())
+	require.NoError(t, err)
+	require.Equal(t, fullPassed(), passed)
+
+	c := Claim{JobID: "j", Run: Run{7, 8}, Worker: "w", Place: fullPassed().Next}
 	claim, err := decodeClaim("j", c.encode())
 	require.NoError(t, err)
 	require.Equal(t, c, claim)
@@ -183,9 +209,10 @@ func TestFramesRoundTrip(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, h, held)
 
-	records, err := decodeRecords(encodeRecords([]inference.Record{fullRecord(), fullRecord()}))
+	rs := []inference.Record{fullRecord(), {JobID: "no tries", CreatedAt: time.UnixMicro(1).UTC()}, fullRecord()}
+	records, err := decodeRecords(encodeRecords(rs))
 	require.NoError(t, err)
-	require.Equal(t, []inference.Record{fullRecord(), fullRecord()}, records)
+	require.Equal(t, rs, records)
 
 	ids, err := decodeIDs(encodeIDs([]string{"a", "", "ccc"}))
 	require.NoError(t, err)
@@ -210,12 +237,15 @@ func TestFramesCutOrLongerAreRefused(t *testing.T) {
 		frame  []byte
 		decode func([]byte) error
 	}{
-		"end":     {fullEnd().encode(), func(b []byte) error { _, err := decodeEnd("j", b); return err }},
-		"events":  {fullEvents().encode(), func(b []byte) error { _, err := decodeEvents("j", b); return err }},
-		"claim":   {(&Claim{Worker: "w"}).encode(), func(b []byte) error { _, err := decodeClaim("j", b); return err }},
-		"held":    {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
-		"records": {encodeRecords([]inference.Record{fullRecord()}), func(b []byte) error { _, err := decodeRecords(b); return err }},
-		"ids":     {encodeIDs([]string{"a", "b"}), func(b []byte) error { _, err := decodeIDs(b); return err }},
+		"end":       {fullEnd().encode(), func(b []byte) error { _, err := decodeEnd("j", b); return err }},
+		"events":    {fullEvents().encode(), func(b []byte) error { _, err := decodeEvents("j", b); return err }},
+		"judgement": {new(fullJudgement()).encode(), func(b []byte) error { _, err := decodeJudgement(b); return err }},
+		"passed":    {fullPassed().encode(), func(b []byte) error { _, err := decodePassed("j", b); return err }},
+		"claim":     {(&Claim{Worker: "w"}).encode(), func(b []byte) error { _, err := decodeClaim("j", b); return err }},
+		"held":      {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
+		"records":   {encodeRecords([]inference.Record{fullRecord()}), func(b []byte) error { _, err := decodeRecords(b); return err }},
+		"no tries":  {encodeRecords(records(0, 2)), func(b []byte) error { _, err := decodeRecords(b); return err }},
+		"ids":       {encodeIDs([]string{"a", "b"}), func(b []byte) error { _, err := decodeIDs(b); return err }},
 	}
 	for name, d := range decoders {
 		t.Run(name, func(t *testing.T) {
@@ -230,6 +260,78 @@ func TestFramesCutOrLongerAreRefused(t *testing.T) {
 			require.ErrorIs(t, d.decode(other), errFrame, "another version")
 		})
 	}
+}
+
+// Rows wait in the usage stream while processes of two versions run, so one without
+// tries has the form that the older version writes and reads.
+func TestRecordsWithoutTriesKeepTheOlderForm(t *testing.T) {
+	t.Parallel()
+	bare := fullRecord()
+	bare.Tries = nil
+	older := newFrame(64)
+	older.b[0] = recordVersion
+	older.int(1)
+	older.record(&bare)
+	require.Equal(t, older.b, encodeRecords([]inference.Record{bare}))
+	got, err := decodeRecords(older.b)
+	require.NoError(t, err)
+	require.Equal(t, []inference.Record{bare}, got)
+}
+
+func TestOnlyTheLastTriesOfARecordAreFramed(t *testing.T) {
+	t.Parallel()
+	rec := fullRecord()
+	rec.Tries = nil
+	for i := range inference.MaxTries + 2 {
+		rec.Tries = append(rec.Tries, inference.Try{Provider: "p", Status: i})
+	}
+	frame := encodeRecords([]inference.Record{rec})
+	got, err := decodeRecords(frame)
+	require.NoError(t, err)
+	require.Equal(t, rec.Tries[2:], got[0].Tries)
+
+	longer := newFrame(64)
+	longer.b[0] = triesVersion
+	longer.int(1)
+	longer.record(&rec)
+	longer.int(inference.MaxTries + 1)
+	for range inference.MaxTries + 1 {
+		longer.b = append(longer.b, 0, 0, 0, 0, 0, 0, 0, 0)
+	}
+	_, err = decodeRecords(longer.b)
+	require.ErrorIs(t, err, errFrame)
+}
+
+// An outage in which every request was tried as often as may be does not outgrow a
+// message, which would keep the rows from the stream for good.
+func TestRecordsFullOfTriesFitInAMessage(t *testing.T) {
+	t.Parallel()
+	rs := make([]inference.Record, RecordsPerMessage)
+	for i := range rs {
+		rs[i] = fullRecord()
+		rs[i].ModelAsked = strings.Repeat("m", 256)
+		rs[i].Tries = make([]inference.Try, inference.MaxTries)
+		for n := range rs[i].Tries {
+			rs[i].Tries[n] = inference.Try{Provider: "p", Model: rs[i].ModelAsked, Code: inference.CodeUpstreamRateLimited, Status: 429, Took: time.Minute}
+		}
+	}
+	frame := encodeRecords(rs)
+	require.Less(t, len(frame), 512<<10)
+	got, err := decodeRecords(frame)
+	require.NoError(t, err)
+	require.Equal(t, rs, got)
+}
+
+func TestATextThatTheFrameNeverHadIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newFrame(64)
+	w.b[0] = triesVersion
+	w.int(1)
+	w.record(&inference.Record{})
+	w.int(1)
+	w.b = append(w.b, 0, 1, 'p', 2, 0, 0, 0, 0) // the second text of the frame is asked for, and there is one
+	_, err := decodeRecords(w.b)
+	require.ErrorIs(t, err, errFrame)
 }
 
 // forged claims a list of two billion elements.
@@ -322,13 +424,26 @@ func FuzzFrames(f *testing.F) {
 	f.Add(byte(5), blockFrame(4, 2, packedChunks("a", "bb"), nil))
 	f.Add(byte(6), blockFrame(4, 2, packedChunks("a", "bb"), fullEnd()))
 	f.Add(byte(7), encodeRecords([]inference.Record{fullRecord(), {}}))
+	f.Add(byte(7), encodeRecords(records(0, 2)))
+	f.Add(byte(9), fullPassed().encode())
+	f.Add(byte(10), new(fullJudgement()).encode())
 	f.Add(byte(7), forged(0))
 	f.Add(byte(0), forged(6))
 	f.Add(byte(4), forged(0))
 	f.Add(byte(8), gathered(fullEvents(), fullEvents()))
 	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
 		const most = 1 << 16
-		switch kind % 9 {
+		switch kind % 11 {
+		case 9:
+			if p, err := decodePassed("j", data); err == nil {
+				again, err := decodePassed("j", p.encode())
+				requireSame(t, p, again, err)
+			}
+		case 10:
+			if j, err := decodeJudgement(data); err == nil {
+				again, err := decodeJudgement(j.encode())
+				requireSame(t, j, again, err)
+			}
 		case 0:
 			if e, err := decodeEvents("j", data); err == nil {
 				again, err := decodeEvents("j", e.encode())

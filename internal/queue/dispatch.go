@@ -40,7 +40,10 @@ type Replies interface {
 	Ended(e *End)
 
 	// Claimed answers a worker that is about to run a job again.
-	Claimed(c Claim) Verdict
+	Claimed(c Claim) Judgement
+
+	// Passed tells that a worker gave a job up for another to do.
+	Passed(p *Passed)
 
 	// Held tells which jobs a worker holds; it comes every second.
 	Held(h *Held)
@@ -219,7 +222,13 @@ func (d *Dispatcher) heard(m *nats.Msg) {
 	case whatClaim:
 		var c Claim
 		if c, err = decodeClaim(jobID, m.Data); err == nil {
-			err = m.Respond([]byte{byte(d.replies.Claimed(c))})
+			j := d.replies.Claimed(c)
+			err = m.Respond(j.encode())
+		}
+	case whatPassed:
+		var p *Passed
+		if p, err = decodePassed(jobID, m.Data); err == nil {
+			d.replies.Passed(p)
 		}
 	case whatBeat:
 		var h *Held

@@ -113,13 +113,18 @@ func TestWordsBetweenWorkerAndIngress(t *testing.T) {
 	require.Equal(t, end, receive(t, e.ends))
 
 	e.verdict = VerdictWait
-	claim := Claim{JobID: id, Run: Run{0, 2}, Worker: "worker01"}
-	v, err := a.Claim(t.Context(), claim)
+	claim := Claim{JobID: id, Run: Run{0, 2}, Worker: "worker01", Place: fullPassed().Next}
+	judged, err := a.Claim(t.Context(), claim)
 	require.NoError(t, err)
-	require.Equal(t, VerdictWait, v)
+	require.Equal(t, Judgement{Verdict: VerdictWait, Attempts: 2}, judged)
 	require.Equal(t, claim, receive(t, e.claims))
 	require.False(t, a.IngressGone(t.Context(), id))
 	require.Equal(t, Run{}, receive(t, e.claims).Run, "the question alone claims nothing")
+
+	passed := fullPassed()
+	passed.JobID = id
+	require.NoError(t, a.Passed(passed))
+	require.Equal(t, passed, receive(t, e.passed))
 
 	require.NoError(t, c.Attach(id))
 	require.Equal(t, id, receive(t, e.attached))
@@ -363,6 +368,10 @@ func TestConnTellsItsState(t *testing.T) {
 	require.Error(t, d.Settle("w", nil))
 	a := &Answerer{conn: c, events: gatherers{conn: c}}
 	require.Error(t, a.End(fullEnd()))
+	require.Error(t, a.Passed(fullPassed()))
+	_, err = a.Forward(t.Context(), j, "")
+	require.Error(t, err)
+	require.Error(t, c.SetConcurrency(t.Context(), testProvider, 1))
 	require.Error(t, a.Events(fullEvents()))
 	require.Error(t, a.Hold([]HeldJob{{j.ID, Run{}}}))
 }

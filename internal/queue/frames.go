@@ -8,7 +8,7 @@ import (
 
 // frameVersion stands first in every frame, so that processes of different versions
 // notice each other instead of misreading.
-const frameVersion = 1
+const frameVersion = 2
 
 // Run names one execution of a job. A later run fences an earlier one: the epoch
 // rises when the ingress publishes the job again, the delivery when JetStream hands
@@ -28,11 +28,12 @@ type Events struct {
 	JobID    string
 	Run      Run
 	Worker   string
-	FirstSeq uint64        // sequence number of the first chunk; the run's first is 1
-	Elapsed  time.Duration // since the worker took the job
-	Attempts int           // provider calls made for the job so far
-	Dropped  []string      // with the first chunk: fields of the request that the provider could not honour
-	Chunks   [][]byte      // JSON, without SSE framing
+	FirstSeq uint64          // sequence number of the first chunk; the run's first is 1
+	Elapsed  time.Duration   // since the worker took the job
+	Attempts int             // provider calls made for the job so far
+	Dropped  []string        // with the first chunk: fields of the request that the provider could not honour
+	Tries    []inference.Try // with the first chunk: the calls that failed before
+	Chunks   [][]byte        // JSON, without SSE framing
 }
 
 // End is how a run ended: a whole answer, the end of a streamed one, or an error.
@@ -45,8 +46,9 @@ type End struct {
 	Elapsed  time.Duration // since the worker took the job
 	Upstream time.Duration // the part of Elapsed spent in calls of the provider
 	Attempts int
-	Dropped  []string // fields of the request that the provider could not honour
-	LastSeq  uint64   // chunks sent in this run
+	Dropped  []string        // fields of the request that the provider could not honour
+	Tries    []inference.Try // the calls that failed
+	LastSeq  uint64          // chunks sent in this run
 	Usage    inference.Usage
 	Body     []byte // the whole answer when it was not streamed
 	Err      *inference.Error
@@ -55,12 +57,39 @@ type End struct {
 	BodyRef string
 }
 
-// Claim is a worker's question, before it runs a job that was delivered before,
-// whether the job is still wanted.
+// Claim is a worker's question, before it runs a job that was delivered or published
+// before, whether the job is still wanted.
 type Claim struct {
 	JobID  string
 	Run    Run
 	Worker string
+	Place  Place // of the message that the worker has
+}
+
+// Place is where a message stands for a job.
+type Place struct {
+	Candidates []inference.Candidate // still to be tried; the message is in the queue of the first
+	Seq        uint64                // in that queue's stream
+}
+
+// Judgement is the ingress's answer to a Claim. A run that may begin goes on counting
+// where those before it stopped.
+type Judgement struct {
+	Verdict  Verdict
+	Attempts int
+	Tries    []inference.Try
+}
+
+// Passed is a worker's word that it gives a job up without an end: back to its queue,
+// for another worker, or to the queue of the next candidate, where a message of the
+// next epoch stands for it.
+type Passed struct {
+	JobID    string
+	Run      Run // the one that is given up
+	Worker   string
+	Attempts int
+	Tries    []inference.Try
+	Next     Place // the zero Place: back to its queue
 }
 
 // Verdict is the ingress's answer to a Claim.
@@ -127,6 +156,7 @@ func (e *Events) append(w *writer) {
 	w.dur(e.Elapsed)
 	w.int(e.Attempts)
 	w.strs(e.Dropped)
+	w.ownTries(e.Tries)
 	w.int(len(e.Chunks))
 	for _, c := range e.Chunks {
 		w.bytes(c)
@@ -135,7 +165,7 @@ func (e *Events) append(w *writer) {
 
 func decodeEvents(jobID string, b []byte) (*Events, error) {
 	r := openFrame(b)
-	e := &Events{JobID: jobID, Run: r.run(), Worker: r.str(), FirstSeq: r.uint(), Elapsed: r.dur(), Attempts: r.int(), Dropped: r.strs()}
+	e := &Events{JobID: jobID, Run: r.run(), Worker: r.str(), FirstSeq: r.uint(), Elapsed: r.dur(), Attempts: r.int(), Dropped: r.strs(), Tries: r.ownTries()}
 	e.Chunks = make([][]byte, 0, r.count(1))
 	for range cap(e.Chunks) {
 		e.Chunks = append(e.Chunks, r.bytes())
@@ -153,6 +183,7 @@ func (e *End) encode() []byte {
 	w.dur(e.Upstream)
 	w.int(e.Attempts)
 	w.strs(e.Dropped)
+	w.ownTries(e.Tries)
 	w.uint(e.LastSeq)
 	w.usage(e.Usage)
 	w.bool(e.Err != nil)
@@ -166,7 +197,7 @@ func (e *End) encode() []byte {
 
 func decodeEnd(jobID string, b []byte) (*End, error) {
 	r := openFrame(b)
-	e := &End{JobID: jobID, Run: r.run(), Worker: r.str(), Provider: r.str(), Model: r.str(), Elapsed: r.dur(), Upstream: r.dur(), Attempts: r.int(), Dropped: r.strs(), LastSeq: r.uint()}
+	e := &End{JobID: jobID, Run: r.run(), Worker: r.str(), Provider: r.str(), Model: r.str(), Elapsed: r.dur(), Upstream: r.dur(), Attempts: r.int(), Dropped: r.strs(), Tries: r.ownTries(), LastSeq: r.uint()}
 	e.Usage = r.usage()
 	if r.bool() {
 		e.Err = r.domainErr()
@@ -196,6 +227,7 @@ func (w *writer) err(e *inference.Error) {
 	w.str(string(e.Code))
 	w.str(e.Message)
 	w.str(e.Param)
+	w.str(string(e.Refusal))
 	w.bool(e.Retryable)
 	w.dur(e.RetryAfter)
 	w.int(e.Status)
@@ -204,22 +236,9 @@ func (w *writer) err(e *inference.Error) {
 
 func (r *reader) domainErr() *inference.Error {
 	return &inference.Error{
-		Code: inference.ErrorCode(r.str()), Message: r.str(), Param: r.str(),
+		Code: inference.ErrorCode(r.str()), Message: r.str(), Param: r.str(), Refusal: inference.Refusal(r.str()),
 		Retryable: r.bool(), RetryAfter: r.dur(), Status: r.int(), Body: r.bytes(),
 	}
-}
-
-func (c *Claim) encode() []byte {
-	w := newFrame(32)
-	w.run(c.Run)
-	w.str(c.Worker)
-	return w.b
-}
-
-func decodeClaim(jobID string, b []byte) (Claim, error) {
-	r := openFrame(b)
-	c := Claim{JobID: jobID, Run: r.run(), Worker: r.str()}
-	return c, r.end()
 }
 
 func (h *Held) encode() []byte {

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -27,6 +28,7 @@ const (
 	hdrDeadline   = "Sluice-Deadline"
 	hdrCandidates = "Sluice-Candidates"
 	hdrAttempts   = "Sluice-Attempts"
+	hdrTries      = "Sluice-Tries"
 	hdrTrace      = "Traceparent"
 	hdrBody       = "Sluice-Body" // name of the blob that holds the body
 )
@@ -68,6 +70,9 @@ func jobMessage(j *inference.Job, bodyRef string) *nats.Msg {
 	if j.Attempts > 0 {
 		set(hdrAttempts, strconv.Itoa(j.Attempts))
 	}
+	if len(j.Tries) > 0 {
+		set(hdrTries, encodeTries(j.Tries))
+	}
 	if j.TraceParent != "" {
 		set(hdrTrace, j.TraceParent)
 	}
@@ -99,6 +104,9 @@ func parseJob(subject string, h nats.Header, body []byte) (j *inference.Job, bod
 		return nil, "", err
 	}
 	if j.Attempts, err = headerInt(hdrAttempts, get(hdrAttempts)); err != nil {
+		return nil, "", err
+	}
+	if j.Tries, err = parseTries(get(hdrTries)); err != nil {
 		return nil, "", err
 	}
 	if j.Tenant, err = url.QueryUnescape(get(hdrTenant)); err != nil {
@@ -148,8 +156,31 @@ func headerTime(name, v string) (time.Time, error) {
 	return time.UnixMilli(ms), nil
 }
 
-// Candidates are written as "provider/model provider/model", each part escaped, so
-// that neither separator can occur inside one.
+// Tries are written as a frame in base64.
+func encodeTries(tries []inference.Try) string {
+	w := newFrame(64 * len(tries))
+	w.ownTries(tries)
+	return base64.RawStdEncoding.EncodeToString(w.b)
+}
+
+func parseTries(s string) ([]inference.Try, error) {
+	if s == "" {
+		return nil, nil
+	}
+	b, err := base64.RawStdEncoding.DecodeString(s)
+	if err != nil {
+		return nil, fmt.Errorf("header %s: not in base64", hdrTries)
+	}
+	r := openFrame(b)
+	tries := r.ownTries()
+	if err := r.end(); err != nil {
+		return nil, fmt.Errorf("header %s: %w", hdrTries, err)
+	}
+	return tries, nil
+}
+
+// Candidates are written as "provider/model provider/model/5", each part escaped, so
+// that neither separator can occur inside one. The number is the set of reasons.
 func encodeCandidates(cs []inference.Candidate) string {
 	var b strings.Builder
 	for i, c := range cs {
@@ -159,6 +190,10 @@ func encodeCandidates(cs []inference.Candidate) string {
 		b.WriteString(url.QueryEscape(c.Provider))
 		b.WriteByte('/')
 		b.WriteString(url.QueryEscape(c.Model))
+		if c.On != 0 {
+			b.WriteByte('/')
+			b.WriteString(strconv.Itoa(int(c.On)))
+		}
 	}
 	return b.String()
 }
@@ -171,12 +206,20 @@ func parseCandidates(s string) ([]inference.Candidate, error) {
 	cs := make([]inference.Candidate, 0, len(parts))
 	for _, p := range parts {
 		provider, model, ok := strings.Cut(p, "/")
+		model, reasons, some := strings.Cut(model, "/")
+		on := uint64(0)
+		if some {
+			var err error
+			if on, err = strconv.ParseUint(reasons, 10, 8); err != nil {
+				return nil, fmt.Errorf("header %s: malformed", hdrCandidates)
+			}
+		}
 		provider, err1 := url.QueryUnescape(provider)
 		model, err2 := url.QueryUnescape(model)
 		if !ok || err1 != nil || err2 != nil || provider == "" {
 			return nil, fmt.Errorf("header %s: malformed", hdrCandidates)
 		}
-		cs = append(cs, inference.Candidate{Provider: provider, Model: model})
+		cs = append(cs, inference.Candidate{Provider: provider, Model: model, On: inference.Reasons(on)})
 	}
 	return cs, nil
 }

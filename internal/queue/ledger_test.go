@@ -87,11 +87,18 @@ func TestRecordsReachTheDatabaseOnceEach(t *testing.T) {
 	b := &book{}
 	stop := consume(t, c, b)
 	for i := range 20 {
-		require.NoError(t, c.AppendRecords(t.Context(), records(i*10, 10)))
+		rs := records(i*10, 10)
+		rs[i%10].Tries = fullRecord().Tries
+		require.NoError(t, c.AppendRecords(t.Context(), rs))
 	}
 	eventually(t, func() bool { return usageLeft(t, c) == 0 }, "an empty usage stream")
 	stop()
 	require.ElementsMatch(t, jobs(records(0, 200)), jobs(b.rows))
+	tried := slices.DeleteFunc(b.rows, func(r inference.Record) bool { return r.Tries == nil })
+	require.Len(t, tried, 20)
+	for _, r := range tried {
+		require.Equal(t, fullRecord().Tries, r.Tries)
+	}
 	tries, _ := b.count()
 	require.LessOrEqual(t, tries, 20, "in bulk where they come together")
 }

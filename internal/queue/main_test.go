@@ -85,6 +85,7 @@ type ear struct {
 	events    chan *Events
 	ends      chan *End
 	claims    chan Claim
+	passed    chan *Passed
 	held      chan *Held
 	attached  chan string
 	settled   chan string
@@ -95,7 +96,7 @@ func newEar() *ear {
 	return &ear{
 		verdict:   VerdictRun,
 		published: make(chan published, 1000), events: make(chan *Events, 1000), ends: make(chan *End, 1000),
-		claims: make(chan Claim, 1000), held: make(chan *Held, 1000), attached: make(chan string, 1000),
+		claims: make(chan Claim, 1000), passed: make(chan *Passed, 1000), held: make(chan *Held, 1000), attached: make(chan string, 1000),
 		settled: make(chan string, 1000), cancelled: make(chan string, 1000),
 	}
 }
@@ -103,13 +104,18 @@ func newEar() *ear {
 func (e *ear) Published(id string, epoch int, seq uint64, err error) {
 	e.published <- published{id, epoch, seq, err}
 }
-func (e *ear) Events(v *Events)        { e.events <- v }
-func (e *ear) Ended(v *End)            { e.ends <- v }
-func (e *ear) Claimed(c Claim) Verdict { e.claims <- c; return e.verdict }
-func (e *ear) Held(h *Held)            { e.held <- h }
-func (e *ear) Attached(id string)      { e.attached <- id }
-func (e *ear) Settled(ids []string)    { send(e.settled, ids) }
-func (e *ear) Cancelled(ids []string)  { send(e.cancelled, ids) }
+func (e *ear) Events(v *Events) { e.events <- v }
+func (e *ear) Ended(v *End)     { e.ends <- v }
+func (e *ear) Claimed(c Claim) Judgement {
+	e.claims <- c
+	return Judgement{Verdict: e.verdict, Attempts: 2}
+}
+
+func (e *ear) Passed(p *Passed)       { e.passed <- p }
+func (e *ear) Held(h *Held)           { e.held <- h }
+func (e *ear) Attached(id string)     { e.attached <- id }
+func (e *ear) Settled(ids []string)   { send(e.settled, ids) }
+func (e *ear) Cancelled(ids []string) { send(e.cancelled, ids) }
 func send(ch chan string, ids []string) {
 	for _, id := range ids {
 		ch <- id

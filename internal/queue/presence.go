@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go"
+
+	"sluice/internal/inference"
 )
 
 // Presence is what a worker says of itself, every second and when it leaves.
@@ -21,10 +23,19 @@ type ProviderPresence struct {
 	Name        string   `json:"name"`
 	Models      []string `json:"models"` // names or globs
 	MaxQueued   int      `json:"max_queued"`
-	Concurrency int      `json:"concurrency"` // across all workers
+	Concurrency int      `json:"concurrency"` // most calls at once, across all workers
 	Slots       int      `json:"slots"`       // of this worker
 	InFlight    int      `json:"in_flight"`   // in this worker
 	Rate        float64  `json:"rate"`        // jobs that this worker ends in a second, of late
+
+	Limit    int     `json:"limit,omitempty"`    // calls at once across all workers that the provider bears at the moment
+	Held     int     `json:"held,omitempty"`     // jobs that wait in this worker until the provider can be called
+	Waiting  int     `json:"waiting,omitempty"`  // jobs in the provider's queue that no worker has, as this worker last heard
+	Limited  int64   `json:"limited,omitempty"`  // calls answered with 429 since this worker started
+	Slowdown float64 `json:"slowdown,omitempty"` // time to the first token of late, over what is usual; zero when not known
+
+	Traits []inference.ModelTraits `json:"traits,omitempty"` // the first entry that covers a model counts; one that none covers can do everything
+	States []inference.ModelState  `json:"states,omitempty"` // of the models called of late
 }
 
 // maxPresence bounds what is read from one announcement.

@@ -2,7 +2,9 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +35,11 @@ type Puller struct {
 	free      int // slots that no job occupies
 	requested int // jobs asked for and not yet delivered
 	lastHeard time.Time
+	slots     int
+	most      int // jobs that may be in hand at the moment; more than slots are not anyway
+	share     int // the same while jobs want their slot back
 	stopped   bool
+	waiters   []chan struct{} // want a slot back, the first one first
 }
 
 // NewPuller starts taking jobs of the lane for slots slots. take is called from one
@@ -41,7 +47,7 @@ type Puller struct {
 // is called when the server has no consumer to take jobs from.
 func (c *Conn) NewPuller(provider string, lane inference.Lane, slots int, take func(*Delivery), lost func()) (*Puller, error) {
 	p := &Puller{
-		conn: c, provider: provider, take: take, lost: lost, free: slots, lastHeard: time.Now(),
+		conn: c, provider: provider, take: take, lost: lost, free: slots, slots: slots, most: slots, share: slots, lastHeard: time.Now(),
 		next: "$JS.API.CONSUMER.MSG.NEXT." + jobStream(provider) + "." + string(lane),
 	}
 	sub, err := c.subscribe(nats.NewInbox(), p.heard)
@@ -74,11 +80,72 @@ func (p *Puller) Run(ctx context.Context) {
 	}
 }
 
-// Free gives a slot back and asks for the next job.
+// Free gives a slot back, to whoever waits for one, or for the next job.
 func (p *Puller) Free() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.free++
+	p.grant()
+	p.ask()
+}
+
+// grant gives free slots to jobs that want theirs back, as many as may be in hand while
+// such jobs wait. The caller holds mu.
+func (p *Puller) grant() {
+	for len(p.waiters) > 0 && p.free > 0 && p.slots-p.free < p.share {
+		p.free--
+		close(p.waiters[0])
+		p.waiters = p.waiters[1:]
+	}
+}
+
+// ErrStopped says that the wait for a slot was given up because no more jobs are taken.
+var ErrStopped = errors.New("no more jobs are taken")
+
+// Retake waits for a slot for a job that gave its own back, until ctx ends or quit is
+// closed. Such jobs come before those that are still in the queue, in the order in which
+// they ask.
+func (p *Puller) Retake(ctx context.Context, quit <-chan struct{}) error {
+	turn := make(chan struct{})
+	p.mu.Lock()
+	p.waiters = append(p.waiters, turn)
+	p.grant()
+	p.mu.Unlock()
+	var err error
+	select {
+	case <-turn:
+		return nil
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-quit:
+		err = ErrStopped
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.Index(p.waiters, turn); i >= 0 {
+		p.waiters = slices.Delete(p.waiters, i, i+1)
+		p.ask()
+		return err
+	}
+	return nil // its turn came at the same moment
+}
+
+// Share bounds how many jobs may be in hand while some want their slot back: all of the
+// provider's workers may have such jobs at once, and together they must not make more
+// calls than the provider bears.
+func (p *Puller) Share(most int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.share = most
+	p.grant()
+}
+
+// Bound asks for no more jobs while most of them are in hand. Those that were asked for
+// may still come.
+func (p *Puller) Bound(most int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.most = most
 	p.ask()
 }
 
@@ -105,8 +172,8 @@ func (p *Puller) Stop() {
 // ask requests as many jobs as there are free slots not yet asked for. While most of
 // them are asked for it waits for more, so that requests are few. The caller holds mu.
 func (p *Puller) ask() {
-	n := p.free - p.requested
-	if p.stopped || n <= 0 || p.requested > p.free/2 || p.sub == nil || !p.conn.nc.IsConnected() {
+	n := min(p.free, p.most-(p.slots-p.free)) - p.requested
+	if p.stopped || len(p.waiters) > 0 || n <= 0 || p.requested > p.free/2 || p.sub == nil || !p.conn.nc.IsConnected() {
 		return
 	}
 	req := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, pullExpiry.Nanoseconds())
@@ -179,12 +246,17 @@ type Delivery struct {
 	// Delivery counts how often JetStream has handed the message out: 1 for the first
 	// time.
 	Delivery int
+
+	// Seq is the message's place in its stream, and Waiting how many jobs were behind
+	// it that no worker had.
+	Seq     uint64
+	Waiting int
 }
 
 func newDelivery(c *Conn, m *nats.Msg) *Delivery {
 	d := &Delivery{conn: c, msg: m, Delivery: 1}
 	if md, err := m.Metadata(); err == nil {
-		d.Delivery = int(md.NumDelivered)
+		d.Delivery, d.Seq, d.Waiting = int(md.NumDelivered), md.Sequence.Stream, int(md.NumPending)
 	}
 	return d
 }

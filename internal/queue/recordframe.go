@@ -6,18 +6,51 @@ import (
 	"sluice/internal/inference"
 )
 
-// minRecord is the least that one record takes in a frame.
-const minRecord = 20
+const (
+	// minRecord is the least that one record takes in a frame.
+	minRecord = 20
+
+	// minTry is the least that one try of a record takes.
+	minTry = 5
+)
+
+// What stands first in a frame of records, which waits in a file while processes of two
+// versions run: triesVersion if a record says which tries failed, else recordVersion,
+// which is the cheaper form and the one that older processes read. They put a frame of
+// the other among the dead letters, whole; this process reads both.
+const (
+	recordVersion = 1
+	triesVersion  = 2
+)
 
 // encodeRecords frames usage records. There is one for every request, so it is worth
 // a form that costs next to nothing.
 func encodeRecords(records []inference.Record) []byte {
 	w := newFrame(16 + 256*len(records))
+	var texts map[string]int
+	w.b[0] = recordVersion
+	tried := anyTries(records)
+	if tried {
+		w.b[0] = triesVersion
+		texts = make(map[string]int)
+	}
 	w.int(len(records))
 	for i := range records {
 		w.record(&records[i])
+		if tried {
+			w.tries(records[i].Tries, texts)
+		}
 	}
 	return w.b
+}
+
+func anyTries(records []inference.Record) bool {
+	for i := range records {
+		if len(records[i].Tries) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *writer) record(r *inference.Record) {
@@ -36,11 +69,43 @@ func (w *writer) record(r *inference.Record) {
 	w.dur(r.Total)
 }
 
+// tries frames the last MaxTries tries. Their texts are nearly always those of the try
+// before: a text that the frame has already is named by its number in texts, so that
+// an outage, in which every record has tries, still fits in a message.
+func (w *writer) tries(tries []inference.Try, texts map[string]int) {
+	tries = tries[max(len(tries)-inference.MaxTries, 0):]
+	w.int(len(tries))
+	for i := range tries {
+		t := &tries[i]
+		for _, s := range [...]string{t.Provider, t.Model, string(t.Code)} {
+			n := texts[s]
+			w.int(n)
+			if n == 0 {
+				texts[s] = len(texts) + 1
+				w.str(s)
+			}
+		}
+		w.int(t.Status)
+		w.dur(t.Took)
+	}
+}
+
 func decodeRecords(b []byte) ([]inference.Record, error) {
-	r := openFrame(b)
+	r := &reader{}
+	tried := len(b) > 0 && b[0] == triesVersion
+	if tried || len(b) > 0 && b[0] == recordVersion {
+		r.b = b[1:]
+	} else {
+		r.fail()
+	}
 	records := make([]inference.Record, 0, r.count(minRecord))
+	var texts []string
 	for range cap(records) {
-		records = append(records, r.record())
+		rec := r.record()
+		if tried {
+			rec.Tries = r.tries(&texts)
+		}
+		records = append(records, rec)
 	}
 	return records, r.end()
 }
@@ -54,4 +119,39 @@ func (r *reader) record() inference.Record {
 	rec.CreatedAt = time.UnixMicro(int64(r.uint() & (1<<63 - 1))).UTC()
 	rec.Queue, rec.FirstToken, rec.Total = r.dur(), r.dur(), r.dur()
 	return rec
+}
+
+// tries returns nil for a record without any. texts are those that the frame had so
+// far; it adds to them.
+func (r *reader) tries(texts *[]string) []inference.Try {
+	n := r.count(minTry)
+	if n > inference.MaxTries {
+		r.fail()
+		return nil
+	}
+	if n == 0 {
+		return nil
+	}
+	tries := make([]inference.Try, 0, n)
+	for range n {
+		tries = append(tries, inference.Try{
+			Provider: r.tryText(texts), Model: r.tryText(texts), Code: inference.ErrorCode(r.tryText(texts)),
+			Status: r.int(), Took: r.dur(),
+		})
+	}
+	return tries
+}
+
+func (r *reader) tryText(texts *[]string) string {
+	n := r.int()
+	if n > len(*texts) {
+		r.fail()
+		return ""
+	}
+	if n > 0 {
+		return (*texts)[n-1]
+	}
+	s := r.str()
+	*texts = append(*texts, s)
+	return s
 }

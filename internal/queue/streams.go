@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"sluice/internal/inference"
 )
 
 // EnsureShared creates the streams that all providers share, or brings them to the
@@ -34,12 +36,32 @@ func (c *Conn) EnsureQueue(ctx context.Context, provider string, maxQueued int) 
 	return info.Created, nil
 }
 
-// EnsureConsumer creates the consumer through which the provider's workers share
-// its queue, and sets how many jobs all of them together may hold.
+// EnsureConsumer creates the consumer through which the provider's workers share its
+// queue, for as many jobs in hand as concurrency says. One that is there keeps its own
+// bound: SetConcurrency alone changes it.
 func (c *Conn) EnsureConsumer(ctx context.Context, provider string, concurrency int) error {
-	_, err := c.js.CreateOrUpdateConsumer(ctx, jobStream(provider), c.limits.interactive(provider, concurrency))
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	there, err := c.js.Consumer(ctx, jobStream(provider), string(inference.LaneInteractive))
+	if err == nil {
+		concurrency = there.CachedInfo().Config.MaxAckPending
+	}
+	if err == nil || errors.Is(err, jetstream.ErrConsumerNotFound) {
+		_, err = c.js.CreateOrUpdateConsumer(ctx, jobStream(provider), c.limits.interactive(provider, concurrency))
+	}
 	if err != nil {
 		return fmt.Errorf("ensure consumer of %s: %w", jobStream(provider), err)
+	}
+	return nil
+}
+
+// SetConcurrency bounds how many jobs all workers of the provider together may have in
+// hand.
+func (c *Conn) SetConcurrency(ctx context.Context, provider string, concurrency int) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	if _, err := c.js.UpdateConsumer(ctx, jobStream(provider), c.limits.interactive(provider, concurrency)); err != nil {
+		return fmt.Errorf("bound consumer of %s: %w", jobStream(provider), err)
 	}
 	return nil
 }

@@ -45,6 +45,7 @@ const (
 	whatEvents    = "evt"
 	whatEnd       = "end"
 	whatClaim     = "claim"
+	whatPassed    = "pass"
 	whatAttach    = "attach"
 	whatPublished = "pub"
 	whatBeat      = "beat"

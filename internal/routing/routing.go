@@ -1,9 +1,9 @@
-// Package routing decides which providers can serve a model, and which is preferred. It
-// is pure: the same table and the same question give the same answer.
+// Package routing decides which providers can serve a request, and which is preferred.
+// It is pure: the same table and the same request give the same decision. Chance comes
+// in with the request, as a number that was drawn for it.
 package routing
 
 import (
-	"cmp"
 	"path"
 	"slices"
 	"strings"
@@ -13,100 +13,144 @@ import (
 
 // Provider is one provider as routing sees it.
 type Provider struct {
-	Name   string
-	Models []string // names or globs (path.Match)
-	Live   bool     // a worker serves it now
+	Name    string
+	Models  []string // names or globs (path.Match)
+	Workers int      // that serve it now
+	Limit   int      // calls at once across all workers that it bears; zero when not known
+
+	InFlight int // calls that are being made
+	Waiting  int // jobs in its queue
+	Held     int // jobs that workers hold back until it can be called
+
+	// Of Traits and Prices the first entry that covers a model counts. A model without
+	// traits is taken to be able to do everything. Of a model there is one state.
+	Traits []inference.ModelTraits
+	States []inference.ModelState
+	Prices []Price
 }
 
-// Table is what routing knows. It is not changed after it was built.
+// Live reports whether a worker serves the provider now.
+func (p Provider) Live() bool { return p.Workers > 0 }
+
+// Table is what routing knows. NewTable makes it, and it is not changed afterwards.
 type Table struct {
+	Policy
 	Providers []Provider
-	Order     []string // providers to prefer, first to last; the others follow by name
+
+	ranked []*Provider // by the configured order, then by name
+	byName map[string]*Provider
 }
 
-// Matches reports whether a name or glob covers the model.
-func Matches(pattern, model string) bool {
-	if pattern == model {
-		return true
+// NewTable returns the table of the policy and the providers, which it keeps. The
+// providers' names are unique.
+func NewTable(policy Policy, providers []Provider) *Table {
+	t := &Table{Policy: policy, Providers: providers, ranked: make([]*Provider, len(providers))}
+	for i := range providers {
+		t.ranked[i] = &providers[i]
 	}
-	// path.Match keeps "*" from crossing a slash, and model names have slashes.
-	ok, err := path.Match(strings.ReplaceAll(pattern, "/", "\x00"), strings.ReplaceAll(model, "/", "\x00"))
-	return err == nil && ok
-}
-
-// MatchesAny reports whether one of the names or globs covers the model.
-func MatchesAny(patterns []string, model string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool { return Matches(p, model) })
-}
-
-// The ways in which a provider serves a model, better ones first.
-const (
-	byName   = iota
-	byPrefix // asked for as provider/model
-	byGlob
-	notAtAll
-)
-
-// Route returns who can serve a model, the preferred one first: providers with a live
-// worker before those without, an exact name before a glob, then the configured order.
-// A model may also be written "provider/model" to name its provider: then no other is a
-// candidate, unless one has a model of exactly that name.
-func (t Table) Route(model string) []inference.Candidate {
-	type choice struct {
-		inference.Candidate
-		live       bool
-		fit, order int
-	}
-	var choices []choice
-	named := false
-	for _, p := range t.Providers {
-		c := choice{Candidate: inference.Candidate{Provider: p.Name, Model: model}, live: p.Live, fit: fit(p.Models, model), order: t.orderOf(p.Name)}
-		rest, ok := strings.CutPrefix(model, p.Name+"/")
-		if ok && rest != "" && c.fit != byName && fit(p.Models, rest) != notAtAll {
-			c.Model, c.fit, named = rest, byPrefix, true
+	slices.SortFunc(t.ranked, func(a, b *Provider) int {
+		if d := t.rank(a.Name) - t.rank(b.Name); d != 0 {
+			return d
 		}
-		if c.fit != notAtAll {
-			choices = append(choices, c)
-		}
-	}
-	if named {
-		choices = slices.DeleteFunc(choices, func(c choice) bool { return c.fit == byGlob })
-	}
-	slices.SortStableFunc(choices, func(a, b choice) int {
-		return cmp.Or(-compareBool(a.live, b.live), a.fit-b.fit, a.order-b.order, strings.Compare(a.Provider, b.Provider))
+		return strings.Compare(a.Name, b.Name)
 	})
-	candidates := make([]inference.Candidate, len(choices))
-	for i, c := range choices {
-		candidates[i] = c.Candidate
+	if len(policy.Rules) > 0 { // default routing goes through all of them
+		t.byName = make(map[string]*Provider, len(providers))
+		for _, p := range t.ranked {
+			t.byName[p.Name] = p
+		}
 	}
-	return candidates
+	return t
 }
 
-func fit(patterns []string, model string) int {
-	switch {
-	case slices.Contains(patterns, model):
-		return byName
-	case MatchesAny(patterns, model):
-		return byGlob
-	default:
-		return notAtAll
-	}
-}
-
-func (t Table) orderOf(provider string) int {
+func (t *Table) rank(provider string) int {
 	if i := slices.Index(t.Order, provider); i >= 0 {
 		return i
 	}
 	return len(t.Order)
 }
 
-func compareBool(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return 1
-	default:
-		return -1
+// Resolve returns what the model's name stands for, and whether it is an alias.
+func (p Policy) Resolve(model string) (resolved string, alias bool) {
+	if resolved, alias = p.Aliases[model]; alias {
+		return resolved, true
 	}
+	return model, false
+}
+
+// Matches reports whether a name or glob covers the text.
+func Matches(pattern, text string) bool {
+	switch {
+	case pattern == text || pattern == "*":
+		return true
+	case !isGlob(pattern):
+		return false
+	}
+	// path.Match keeps "*" from crossing a slash, and model names have slashes.
+	ok, err := path.Match(strings.ReplaceAll(pattern, "/", "\x00"), strings.ReplaceAll(text, "/", "\x00"))
+	return err == nil && ok
+}
+
+// MatchesAny reports whether one of the names or globs covers the text.
+func MatchesAny(patterns []string, text string) bool {
+	for _, p := range patterns {
+		if Matches(p, text) {
+			return true
+		}
+	}
+	return false
+}
+
+// isGlob reports whether the pattern may cover another text than itself.
+func isGlob(pattern string) bool {
+	for i := range len(pattern) {
+		switch pattern[i] {
+		case '*', '?', '[', '\\':
+			return true
+		}
+	}
+	return false
+}
+
+// fit is the way in which a provider serves a model, better ones first.
+type fit uint8
+
+const (
+	byName   fit = iota
+	byPrefix     // asked for as provider/model
+	byGlob
+	notAtAll
+)
+
+func fitOf(patterns []string, model string) fit {
+	f := notAtAll
+	for _, p := range patterns {
+		if p == model {
+			return byName
+		}
+		if f == notAtAll && Matches(p, model) {
+			f = byGlob
+		}
+	}
+	return f
+}
+
+// reach says how the provider serves the model, and by which name it is asked for it.
+func reach(p *Provider, model string) (string, fit) {
+	f := fitOf(p.Models, model)
+	if f == byName {
+		return model, f
+	}
+	if rest, ok := cutProvider(model, p.Name); ok && fitOf(p.Models, rest) != notAtAll {
+		return rest, byPrefix
+	}
+	return model, f
+}
+
+// cutProvider takes the provider's name off a model that is written "provider/model".
+func cutProvider(model, provider string) (string, bool) {
+	if len(model) <= len(provider)+1 || model[len(provider)] != '/' || !strings.HasPrefix(model, provider) {
+		return model, false
+	}
+	return model[len(provider)+1:], true
 }

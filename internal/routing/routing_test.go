@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -9,6 +10,8 @@ import (
 
 	"sluice/internal/inference"
 )
+
+func candidates(table *Table, q Request) []inference.Candidate { return table.Route(q).Candidates }
 
 func TestMatches(t *testing.T) {
 	t.Parallel()
@@ -29,6 +32,10 @@ func TestMatches(t *testing.T) {
 		{"m[0-9", "m[0-9", true},
 		{"", "", true},
 		{"", "m", false},
+		{"*", "", true},
+		{"g*x", "gx", true},
+		{`m\*`, "m*", true},
+		{`m\*`, "mm", false},
 	} {
 		require.Equal(t, c.want, Matches(c.pattern, c.model), "%q %q", c.pattern, c.model)
 	}
@@ -38,14 +45,14 @@ func TestMatches(t *testing.T) {
 
 func TestRoute(t *testing.T) {
 	t.Parallel()
-	table := Table{Order: []string{"zeta", "glob"}, Providers: []Provider{
-		{Name: "alpha", Models: []string{"m"}, Live: true},
-		{Name: "beta", Models: []string{"m"}, Live: true},
+	table := NewTable(Policy{Order: []string{"zeta", "glob"}}, []Provider{
+		{Name: "alpha", Models: []string{"m"}, Workers: 1},
+		{Name: "beta", Models: []string{"m"}, Workers: 1},
 		{Name: "dead", Models: []string{"m", "only-dead"}},
-		{Name: "glob", Models: []string{"m*"}, Live: true},
-		{Name: "none", Live: true},
-		{Name: "zeta", Models: []string{"m", "org/x"}, Live: true},
-	}}
+		{Name: "glob", Models: []string{"m*"}, Workers: 1},
+		{Name: "none", Workers: 1},
+		{Name: "zeta", Models: []string{"m", "org/x"}, Workers: 1},
+	})
 	for model, want := range map[string][]inference.Candidate{
 		"m":          {{Provider: "zeta", Model: "m"}, {Provider: "alpha", Model: "m"}, {Provider: "beta", Model: "m"}, {Provider: "glob", Model: "m"}, {Provider: "dead", Model: "m"}},
 		"m2":         {{Provider: "glob", Model: "m2"}},
@@ -61,7 +68,7 @@ func TestRoute(t *testing.T) {
 	} {
 		t.Run(model, func(t *testing.T) {
 			t.Parallel()
-			require.Equal(t, want, table.Route(model))
+			require.Equal(t, want, candidates(table, Request{Model: model}))
 		})
 	}
 }
@@ -69,15 +76,15 @@ func TestRoute(t *testing.T) {
 // A provider that takes anything does not take what was meant for another one.
 func TestANamedProviderComesBeforeGlobs(t *testing.T) {
 	t.Parallel()
-	table := Table{Order: []string{"any"}, Providers: []Provider{
-		{Name: "any", Models: []string{"*"}, Live: true},
+	table := NewTable(Policy{Order: []string{"any"}}, []Provider{
+		{Name: "any", Models: []string{"*"}, Workers: 1},
 		{Name: "b", Models: []string{"*"}},
 		{Name: "c", Models: []string{"m"}},
 		{Name: "exact", Models: []string{"c/m"}},
-	}}
-	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "m9"}}, table.Route("b/m9"))
-	require.Equal(t, []inference.Candidate{{Provider: "exact", Model: "c/m"}, {Provider: "c", Model: "m"}}, table.Route("c/m"))
-	require.Equal(t, []inference.Candidate{{Provider: "any", Model: "c/x"}, {Provider: "b", Model: "c/x"}}, table.Route("c/x"))
+	})
+	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "m9"}}, candidates(table, Request{Model: "b/m9"}))
+	require.Equal(t, []inference.Candidate{{Provider: "exact", Model: "c/m"}, {Provider: "c", Model: "m"}}, candidates(table, Request{Model: "c/m"}))
+	require.Equal(t, []inference.Candidate{{Provider: "any", Model: "c/x"}, {Provider: "b", Model: "c/x"}}, candidates(table, Request{Model: "c/x"}))
 }
 
 // For any table: only providers that serve the model, each once, live ones first, and
@@ -88,36 +95,34 @@ func TestRouteOfAnyTable(t *testing.T) {
 	names := []string{"a", "b", "c", "d", "e"}
 	models := []string{"m", "n", "m*", "*", "a/m", "[", ""}
 	for range 2000 {
-		var table Table
+		var providers []Provider
 		for _, name := range names {
-			p := Provider{Name: name, Live: r.IntN(2) == 0}
+			p := Provider{Name: name, Workers: r.IntN(2)}
 			for range r.IntN(3) {
 				p.Models = append(p.Models, models[r.IntN(len(models))])
 			}
-			table.Providers = append(table.Providers, p)
+			providers = append(providers, p)
 		}
-		table.Order = slices.Clone(names[:r.IntN(len(names))])
+		policy := Policy{Order: slices.Clone(names[:r.IntN(len(names))])}
 		model := []string{"m", "n", "mm", "a/m", "b/n", "x"}[r.IntN(6)]
-		got := table.Route(model)
+		got := candidates(NewTable(policy, providers), Request{Model: model})
 
-		shuffled := Table{Order: table.Order, Providers: slices.Clone(table.Providers)}
-		r.Shuffle(len(shuffled.Providers), func(i, j int) {
-			shuffled.Providers[i], shuffled.Providers[j] = shuffled.Providers[j], shuffled.Providers[i]
-		})
-		require.Equal(t, got, shuffled.Route(model))
+		shuffled := slices.Clone(providers)
+		r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+		require.Equal(t, got, candidates(NewTable(policy, shuffled), Request{Model: model}))
 
 		live := true
 		seen := make(map[string]bool)
 		for _, c := range got {
-			p := table.Providers[slices.Index(names, c.Provider)]
+			p := providers[slices.Index(names, c.Provider)]
 			require.False(t, seen[c.Provider])
 			seen[c.Provider] = true
 			require.True(t, MatchesAny(p.Models, c.Model))
 			require.True(t, c.Model == model || p.Name+"/"+c.Model == model)
-			require.False(t, p.Live && !live, "a live one behind one that is not")
-			live = p.Live
+			require.False(t, p.Live() && !live, "a live one behind one that is not")
+			live = p.Live()
 		}
-		for _, p := range table.Providers {
+		for _, p := range providers {
 			exact := slices.Contains(p.Models, model)
 			named := slices.ContainsFunc(got, func(c inference.Candidate) bool { return c.Model != model })
 			if exact || MatchesAny(p.Models, model) && !named {
@@ -125,4 +130,30 @@ func TestRouteOfAnyTable(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestAliases(t *testing.T) {
+	t.Parallel()
+	table := NewTable(Policy{Aliases: map[string]string{"fast": "mini", "there": "b/mini", "mini": "large"}}, []Provider{
+		{Name: "a", Models: []string{"mini"}, Workers: 1}, {Name: "b", Models: []string{"*"}, Workers: 1},
+	})
+	require.Equal(t, Decision{Model: "mini", Alias: true, Candidates: []inference.Candidate{{Provider: "a", Model: "mini"}, {Provider: "b", Model: "mini"}}},
+		table.Route(Request{Model: "fast"}), "one level alone")
+	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "mini"}}, candidates(table, Request{Model: "there"}))
+	require.Equal(t, Decision{Model: "x", Candidates: []inference.Candidate{{Provider: "b", Model: "x"}}}, table.Route(Request{Model: "x"}))
+}
+
+func TestAJobHasRoomForSoManyCandidates(t *testing.T) {
+	t.Parallel()
+	var providers []Provider
+	for i := range MaxCandidates + 2 {
+		providers = append(providers, Provider{Name: fmt.Sprintf("p%03d", i), Models: []string{"m"}, Workers: 1})
+	}
+	d := NewTable(Policy{}, providers).Explain(Request{Model: "m"})
+	require.Len(t, d.Candidates, MaxCandidates)
+	require.Equal(t, "p063", d.Candidates[MaxCandidates-1].Provider)
+	require.Equal(t, []Exclusion{
+		{inference.Candidate{Provider: "p064", Model: "m"}, "comes after as many candidates as a job can have"},
+		{inference.Candidate{Provider: "p065", Model: "m"}, "comes after as many candidates as a job can have"},
+	}, d.Excluded)
 }

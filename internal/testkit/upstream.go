@@ -26,9 +26,10 @@ const (
 // Its methods are safe for concurrent use; those whose name begins with Await fail
 // the test and so belong on the test's goroutine.
 type Upstream struct {
-	t      testing.TB
-	server *httptest.Server
-	closed chan struct{} // frees every handler that waits
+	t       testing.TB
+	address string
+	server  *httptest.Server // that runs now
+	closed  chan struct{}    // frees every handler that waits
 
 	mu          sync.Mutex
 	changed     chan struct{} // closed and replaced at each change that Await may look at
@@ -57,19 +58,43 @@ func NewUpstream(t testing.TB) *Upstream {
 	t.Helper()
 	u := &Upstream{t: t, closed: make(chan struct{}), changed: make(chan struct{})}
 	u.script = func(c *Call) { c.Reply("Hello", " there", ".") }
-	u.server = httptest.NewUnstartedServer(http.HandlerFunc(u.serve))
-	u.server.Config.ConnState = u.connState
-	u.server.Start()
-	t.Cleanup(func() {
-		close(u.closed)
-		u.server.CloseClientConnections()
-		u.server.Close()
-	})
+	u.serveAt("127.0.0.1:0")
+	u.address = u.server.Listener.Addr().String()
+	t.Cleanup(func() { close(u.closed) }) // comes before the servers' own
 	return u
 }
 
+// serveAt starts a server that ends with the test.
+func (u *Upstream) serveAt(address string) {
+	u.t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		u.t.Fatalf("start upstream: %v", err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(u.serve))
+	_ = server.Listener.Close() // one of its own choice
+	server.Listener = l
+	server.Config.ConnState = u.connState
+	server.Start()
+	u.t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	u.server = server
+}
+
 // URL returns the base address, which ends in /v1.
-func (u *Upstream) URL() string { return u.server.URL + "/v1" }
+func (u *Upstream) URL() string { return "http://" + u.address + "/v1" }
+
+// Die cuts all connections and refuses new ones, as a process that is killed. It belongs
+// on the test's goroutine, as Revive does.
+func (u *Upstream) Die() {
+	_ = u.server.Listener.Close() // it fails only when it is closed
+	u.server.CloseClientConnections()
+}
+
+// Revive serves again at the same address.
+func (u *Upstream) Revive() { u.t.Helper(); u.serveAt(u.address) }
 
 // Handle sets what happens at each call from now on. The handler runs on the call's
 // own goroutine; when it returns, the answer ends.

@@ -31,8 +31,11 @@ type Call struct {
 // Model returns the model that the request asks for.
 func (c *Call) Model() string { return c.asked.Model }
 
-// Streamed reports whether the request asks for a streamed answer.
-func (c *Call) Streamed() bool { return c.asked.Stream }
+// Streamed reports whether the request asks for a streamed answer: in its body, or by
+// the type that it accepts where the upstream's format has no place for it there.
+func (c *Call) Streamed() bool {
+	return c.asked.Stream || c.Header.Get("Accept") == "text/event-stream"
+}
 
 // WantsUsage reports whether the request asks for the usage chunk of a stream.
 func (c *Call) WantsUsage() bool { return c.asked.StreamOptions.IncludeUsage }

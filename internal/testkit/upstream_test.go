@@ -78,6 +78,25 @@ func TestUpstreamRecords(t *testing.T) {
 	require.Equal(t, 1, up.MostInFlight())
 }
 
+func TestUpstreamSeesWhatIsAskedFor(t *testing.T) {
+	t.Parallel()
+	up := NewUpstream(t)
+	for _, c := range []struct {
+		body, accept string
+		streamed     bool
+	}{{`{}`, "", false}, {`{}`, "application/json", false}, {`{"stream":true}`, "application/json", true}, {`{}`, "text/event-stream", true}} {
+		streamed := make(chan bool, 1)
+		up.Handle(func(call *Call) { streamed <- call.Streamed() })
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, up.URL(), strings.NewReader(c.body))
+		require.NoError(t, err)
+		req.Header.Set("Accept", c.accept)
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, c.streamed, <-streamed, "%+v", c)
+	}
+}
+
 func TestUpstreamGatesChunks(t *testing.T) {
 	t.Parallel()
 	up := NewUpstream(t)
@@ -141,4 +160,31 @@ func TestUpstreamPauseEndsWithTheClient(t *testing.T) {
 	require.True(t, <-results)
 	require.NoError(t, resp.Body.Close())
 	require.False(t, <-results)
+}
+
+func TestAnUpstreamDiesAndComesBack(t *testing.T) {
+	t.Parallel()
+	u := NewUpstream(t)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	ask := func() error {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, u.URL()+"/chat/completions", strings.NewReader(`{}`))
+		require.NoError(t, err)
+		resp, err := client.Do(req)
+		if err == nil {
+			err = resp.Body.Close()
+		}
+		return err
+	}
+	require.NoError(t, ask())
+	u.Handle(func(c *Call) { <-c.Disconnected() })
+	cut := make(chan error, 1)
+	go func() { cut <- ask() }()
+	u.AwaitCount(2)
+	u.Die()
+	require.Error(t, <-cut, "the call in progress is cut")
+	require.ErrorContains(t, ask(), "refused")
+	u.Handle(func(c *Call) { c.Reply("back") })
+	u.Revive()
+	require.NoError(t, ask())
+	require.Equal(t, 3, u.Count())
 }

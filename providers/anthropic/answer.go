@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/tidwall/gjson"
@@ -52,6 +53,13 @@ type content struct {
 
 // failed reports that the answer is an error in spite of its status.
 func (m *message) failed() bool { return m.Type == "error" }
+
+// onlyRefuses reports that the model refused before it said or called anything.
+func (m *message) onlyRefuses() bool {
+	return m.StopReason == stopRefusal && !slices.ContainsFunc(m.blocks, func(c content) bool {
+		return c.Type == blockToolUse || (c.Type == blockText && c.Text != "")
+	})
+}
 
 // parseMessage reads a plain answer. The error says that it is none.
 func parseMessage(body []byte) (*message, error) {

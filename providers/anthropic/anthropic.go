@@ -36,7 +36,7 @@ const (
 	DefaultBaseURL = "https://api.anthropic.com"
 
 	// DefaultMaxTokens bounds an answer when neither the request nor Options do: the API
-	// wants a bound with each call. Every model that is served can write that much.
+	// wants a bound with each call. A model that is known to write less has its own.
 	DefaultMaxTokens = 8192
 
 	// apiVersion is the only one there is; it names the form of requests and answers.
@@ -68,7 +68,8 @@ type Options struct {
 	OnUnsupported chat.Policy
 
 	// DefaultMaxTokens bounds the answer to a request that sets no bound, thinking not
-	// counted; the constant of that name unless set.
+	// counted; the constant of that name unless set. It never goes beyond what a model is
+	// known to write.
 	DefaultMaxTokens int
 }
 
@@ -83,6 +84,7 @@ type Provider struct {
 var (
 	_ providers.Provider    = (*Provider)(nil)
 	_ providers.KeyReporter = (*Provider)(nil)
+	_ providers.Gate        = (*Provider)(nil)
 )
 
 // New checks the options and returns the adapter. Nothing is sent yet.
@@ -153,6 +155,9 @@ func (p *Provider) Generate(ctx context.Context, call providers.Call) (*provider
 	if native.failed() {
 		return nil, resp.Complained(explainInBand(body))
 	}
+	if call.RefusalIsError && native.onlyRefuses() {
+		return nil, resp.Refused(clip(native.StopDetails.Explanation))
+	}
 	return native.response(req, call.RequestID, time.Now().Unix()), nil
 }
 
@@ -190,13 +195,12 @@ func (p *Provider) prepare(call providers.Call, stream bool) (*chat.Request, ups
 
 var errNoModelList = errors.New("not a model list")
 
-// Capabilities returns the configured models, or asks the upstream when none are. What a
-// model can do of all this is for each model to say.
+// Capabilities returns the configured models, or asks the upstream when none are. What
+// they can do is known by their names.
 func (p *Provider) Capabilities(ctx context.Context) (providers.Capabilities, error) {
-	caps := providers.Capabilities{
-		Streaming: true, Tools: true, Images: true, StructuredOutput: true, Models: slices.Clone(p.opts.Models),
-	}
+	caps := providers.Capabilities{Traits: general, Models: slices.Clone(p.opts.Models)}
 	if len(caps.Models) > 0 {
+		caps.Special = p.special(caps.Models)
 		return caps, nil
 	}
 	after := ""
@@ -211,6 +215,7 @@ func (p *Provider) Capabilities(ctx context.Context) (providers.Capabilities, er
 		}
 		after = next
 	}
+	caps.Special = p.special(caps.Models)
 	return caps, nil
 }
 
@@ -243,6 +248,9 @@ func (p *Provider) listModels(ctx context.Context, after string, limit int) (nam
 	}
 	return names, next, nil
 }
+
+// OpenAt is when the first cooling key may be used again; zero while one may be used now.
+func (p *Provider) OpenAt(now time.Time) time.Time { return p.client.OpenAt(now) }
 
 // Keys tells how the upstream's keys stand.
 func (p *Provider) Keys() []providers.KeyState { return p.client.Keys() }

@@ -73,6 +73,22 @@ func (d *dialect) Token(c *testkit.Call, token string) {
 	c.Raw(opening + event(`{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":`+quote(token)+`}}`))
 }
 
+func (d *dialect) Refuse(c *testkit.Call) {
+	if !c.Streamed() {
+		c.JSON(http.StatusOK, `{"id":"msg_1","type":"message","role":"assistant","model":"m","content":[],"stop_reason":"refusal",`+
+			`"stop_details":{"explanation":"I must not."},"usage":{"input_tokens":7,"output_tokens":1}}`)
+		return
+	}
+	c.Stream()
+	c.Raw(event(`{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","model":"m","content":[],"usage":{"input_tokens":7,"output_tokens":1}}}`) +
+		event(`{"type":"message_delta","delta":{"stop_reason":"refusal","stop_details":{"explanation":"I must not."}},"usage":{"output_tokens":1}}`) +
+		event(`{"type":"message_stop"}`))
+}
+
+func (d *dialect) TooLong(c *testkit.Call) {
+	c.JSON(http.StatusBadRequest, failure("invalid_request_error", "prompt is too long: 210000 tokens > 200000 maximum"))
+}
+
 func (d *dialect) Fail(c *testkit.Call, status int, message string) {
 	kind, known := map[int]string{
 		400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",

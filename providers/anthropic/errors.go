@@ -28,12 +28,15 @@ func explain(body []byte) upstream.Complaint {
 	lower := strings.ToLower(said.Message)
 	switch {
 	case said.Code != "invalid_request_error":
-	case strings.Contains(lower, "prompt is too long"), strings.Contains(lower, "exceed context limit"):
-		said.Class, said.Final = inference.CodeUpstreamRejected, true
+	case strings.Contains(lower, "prompt is too long"), strings.Contains(lower, "exceed context limit"),
+		strings.Contains(lower, "context window"):
+		said.Class, said.Final, said.Refusal = inference.CodeUpstreamRejected, true, inference.RefusalContext
 		said.Message, said.Code = codeContextLength+": "+said.Message, codeContextLength
 	case strings.Contains(lower, "credit balance is too low"):
 		// It comes with status 400, but it is the operator's account that has run dry.
 		said = upstream.Complaint{Class: inference.CodeUpstreamAuth, Code: said.Code}
+	case strings.Contains(lower, "blocked by content filtering policy"):
+		said.Final, said.Refusal = true, inference.RefusalContent
 	default:
 		said.Final = true
 	}

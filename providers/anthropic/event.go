@@ -17,6 +17,7 @@ const maxBlocks = 10_000
 
 var (
 	errUpstream  = errors.New("the event is an error")
+	errRefused   = errors.New("the answer is nothing but a refusal")
 	errNotEvent  = errors.New("not an event of the API")
 	errTooMany   = errors.New("too many content blocks")
 	errNoMessage = errors.New("the answer ends before it has begun")
@@ -63,6 +64,7 @@ type translation struct {
 	stop     string
 	why      stopDetails
 	done     bool // the upstream has finished
+	spoke    bool // chunks were written
 
 	chunks []span // those that the last event added
 }
@@ -84,7 +86,8 @@ func newTranslation(req *chat.Request, call providers.Call, created int64) *tran
 
 // event appends the chunks of one event to dst and notes where they stand. Events and
 // blocks of unknown types add nothing. The error is errUpstream for one that is an
-// error, and any other where the event cannot be understood.
+// error, errRefused where the call wants a refusal to be one, and any other where the
+// event cannot be understood.
 func (a *translation) event(dst, data []byte) ([]byte, error) {
 	if !openaiapi.Valid(data) {
 		return dst, errNotJSON
@@ -155,6 +158,7 @@ func (a *translation) begin(id, model string) {
 // wrote notes a chunk, if there is one, that stands in dst from that offset on.
 func (a *translation) wrote(dst []byte, from int) []byte {
 	if len(dst) > from {
+		a.spoke = true
 		a.chunks = append(a.chunks, span{from, len(dst)})
 	}
 	return dst
@@ -276,6 +280,9 @@ func (a *translation) finish(dst []byte) ([]byte, error) {
 		return dst, errNoMessage
 	}
 	a.done = true
+	if a.stop == stopRefusal && !a.spoke && a.call.RefusalIsError {
+		return dst, errRefused
+	}
 	if a.stop == stopRefusal {
 		dst = a.wrote(a.out.Refusal(dst, 0, clip(a.why.Explanation)), len(dst))
 	}

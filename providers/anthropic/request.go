@@ -33,7 +33,7 @@ type builder struct {
 	settings
 	req     *chat.Request
 	report  *chat.Unsupported
-	traits  traits
+	speech  speech
 	system  []block
 	turns   []turn
 	tools   []*chat.Tool
@@ -45,7 +45,7 @@ type builder struct {
 // translate returns the body of the API's POST /v1/messages. The error is an
 // *inference.Error that names the field at fault.
 func translate(req *chat.Request, report *chat.Unsupported, s settings) ([]byte, error) {
-	b := &builder{settings: s, req: req, report: report, traits: traitsOf(s.model), skipped: map[string]bool{}}
+	b := &builder{settings: s, req: req, report: report, speech: speechOf(s.model), skipped: map[string]bool{}}
 	b.keep(report.Check(understood...))
 	if req.ResponseFormat.Type == "json_object" {
 		b.keep(report.Field("response_format")) // an answer in JSON has to have a schema
@@ -108,7 +108,7 @@ func (b *builder) write(p plan) {
 // goes with hardly any.
 func (b *builder) writeSampling(p plan) {
 	const leastTopP = 0.95 // beside thinking
-	free := b.traits.sampling && !p.thinks()
+	free := b.speech.sampling && !p.thinks()
 	temperature, topP := b.req.Temperature, b.req.TopP
 	if temperature != nil && *temperature != 1 {
 		if !free || *temperature < 0 || *temperature > 1 {
@@ -122,7 +122,7 @@ func (b *builder) writeSampling(p plan) {
 		temperature = nil
 	}
 	if topP != nil && *topP != 1 {
-		if !b.traits.sampling || (p.thinks() && *topP < leastTopP) || (temperature != nil && !b.traits.both) {
+		if !b.speech.sampling || (p.thinks() && *topP < leastTopP) || (temperature != nil && !b.speech.both) {
 			b.keep(b.report.Field("top_p"))
 		} else {
 			b.raw(`,"top_p":`)

@@ -33,9 +33,8 @@ func (p *Provider) StreamGenerate(ctx context.Context, call providers.Call, emit
 	if resp.Plain() {
 		return providers.Summary{}, plainAnswer(resp)
 	}
-	s := &stream{resp: resp, emit: emit, events: resp.Events()}
-	s.answer = newTranslation(req, call, time.Now().Unix())
-	if err := s.run(); err != nil {
+	s := &stream{resp: resp, emit: emit, answer: newTranslation(req, call, time.Now().Unix())}
+	if err := resp.Relay(s.take, s.flush, s.ended); err != nil {
 		return s.answer.summary(), resp.Fail(err)
 	}
 	resp.Drain()
@@ -59,32 +58,14 @@ func plainAnswer(resp *upstream.Response) error {
 type stream struct {
 	resp   *upstream.Response
 	emit   providers.Emit
-	events *openaiapi.Reader
 	answer *translation
 
 	buf   []byte   // holds the chunks of batch
 	batch [][]byte // chunks that arrived together and are not yet handed on
 }
 
-// run hands chunks on until the answer ends; nil means that the upstream finished it.
-func (s *stream) run() error {
-	for {
-		ev, err := s.events.Next()
-		if err != nil {
-			return err
-		}
-		err = s.take(ev)
-		if err == nil && !s.answer.done && s.events.Buffered() {
-			continue
-		}
-		if flushErr := s.flush(); flushErr != nil {
-			return flushErr
-		}
-		if err != nil || s.answer.done {
-			return err
-		}
-	}
-}
+// ended judges an end without message_stop: it is always too early.
+func (s *stream) ended(cause error) error { return cause }
 
 // take puts what the client shall see of one event into the batch.
 func (s *stream) take(ev openaiapi.Event) error {
@@ -104,8 +85,12 @@ func (s *stream) take(ev openaiapi.Event) error {
 	switch {
 	case errors.Is(err, errUpstream):
 		return s.resp.Complained(explainInBand(data))
+	case errors.Is(err, errRefused):
+		return s.resp.Refused(clip(s.answer.why.Explanation))
 	case err != nil:
 		return s.resp.Invalid(err)
+	case s.answer.done:
+		return upstream.ErrDone
 	}
 	return nil
 }

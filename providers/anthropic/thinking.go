@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"sluice/providers/internal/chat"
+	"sluice/providers/internal/traits"
 )
 
 // minBudget is the least that the API takes for thinking.
@@ -46,10 +47,10 @@ func (b *builder) plan() plan {
 	case !*t.Enabled:
 		// Up to the last models that take a budget, thinking is off unless asked for, and
 		// the first of them do not know the field.
-		if !b.traits.claude || !b.traits.budget {
+		if !b.speech.claude || !b.speech.budget {
 			p.kind = thinkDisabled
 		}
-	case b.traits.adaptive && (t.Budget == nil || !b.traits.budget):
+	case b.speech.adaptive && (t.Budget == nil || !b.speech.budget):
 		p.kind, p.effort = thinkAdaptive, b.effort(t.Effort)
 		if t.Budget != nil {
 			b.unsupported(budgetPath(t.Field), "a token budget for thinking")
@@ -77,7 +78,7 @@ func (b *builder) effort(asked string) string {
 	switch {
 	case asked == "minimal":
 		return "low"
-	case asked == "xhigh" && !b.traits.xhigh:
+	case asked == "xhigh" && !b.speech.xhigh:
 		return "high"
 	}
 	return asked
@@ -100,13 +101,14 @@ func (b *builder) limit(p *plan, t chat.Thought) {
 	asked := b.req.OutputLimit()
 	if asked == nil {
 		p.maxTokens = b.maxTokens + p.budget
-		if p.kind == thinkAdaptive || (b.traits.claude && !b.traits.budget && p.kind == thinkUnsaid) {
+		if p.kind == thinkAdaptive || (b.speech.claude && !b.speech.budget && p.kind == thinkUnsaid) {
 			effort := t.Effort
 			if effort == "" {
 				effort = "high" // the models' own default
 			}
 			p.maxTokens += budgets[effort]
 		}
+		b.fit(p)
 		return
 	}
 	p.maxTokens = *asked
@@ -117,6 +119,19 @@ func (b *builder) limit(p *plan, t chat.Thought) {
 	if p.budget >= p.maxTokens {
 		b.unsupported(t.Field, "thinking within a limit of 1024 output tokens or less")
 		p.kind, p.budget = thinkUnsaid, 0
+	}
+}
+
+// fit keeps the bound that was chosen here, and a budget within it, below what the model
+// can write.
+func (b *builder) fit(p *plan) {
+	most := int64(traits.Of(families, general, b.model).OutputTokens)
+	if most == 0 || p.maxTokens <= most {
+		return
+	}
+	p.maxTokens = most
+	if p.kind == thinkEnabled && p.budget >= most {
+		p.budget = most - most/4
 	}
 }
 
@@ -139,7 +154,7 @@ func (b *builder) writeThinking(p plan) {
 	case thinkEnabled:
 		b.raw(`,"thinking":{"type":"enabled","budget_tokens":`)
 		b.int(p.budget)
-		if p.exclude && b.traits.claude {
+		if p.exclude && b.speech.claude {
 			b.raw(`,"display":"omitted"`)
 		}
 		b.raw(`}`)

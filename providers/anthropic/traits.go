@@ -2,10 +2,10 @@ package anthropic
 
 import "strings"
 
-// traits are what the models of one generation accept, as the API reference and its
+// speech is what the models of one generation accept of a request, as the API reference and its
 // pages on thinking and on migration say. What only single models refuse is theirs to
 // tell: their errors reach the client.
-type traits struct {
+type speech struct {
 	claude   bool // one of Anthropic's own
 	budget   bool // thinking with a budget of tokens (thinking.type enabled)
 	adaptive bool // thinking as the model sees fit, steered by output_config.effort
@@ -22,15 +22,15 @@ const (
 	newest                  = 1000
 )
 
-// traitsOf tells them by the model's name. A model of others that is served through the
+// speechOf tells it by the model's name. A model of others that is served through the
 // same API is taken to speak its first form, which has budgets; a Claude of unknown age
 // is taken for a new one.
-func traitsOf(model string) traits {
+func speechOf(model string) speech {
 	age, claude := generation(model)
 	if !claude {
-		return traits{budget: true, sampling: true, both: true}
+		return speech{budget: true, sampling: true, both: true}
 	}
-	return traits{
+	return speech{
 		claude:   true,
 		budget:   age < adaptiveOnly,
 		adaptive: age >= adaptiveThinking,

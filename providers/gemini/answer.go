@@ -25,18 +25,23 @@ func (q *question) answer(resp *upstream.Response, body []byte) (*providers.Resp
 	c := chat.Completion{
 		ID: q.answerID(r.id), Created: time.Now().Unix(), Model: cmp.Or(r.model, q.model), Usage: r.usage, Legacy: q.req.Legacy,
 	}
-	size := 512
+	size, refused := 512, 0
 	for index, candidate := range r.candidates() {
 		if index < 0 || len(c.Choices) == openaiapi.MaxChoices {
 			return nil, resp.Invalid(errIndex)
 		}
-		choice, failure, err := q.choice(index, candidate, c.ID)
+		choice, end, err := q.choice(index, candidate, c.ID)
 		if err != nil {
 			return nil, resp.Invalid(err)
 		}
+		reason, refusal, failure := end.finish(q.name)
 		if failure != nil {
 			return nil, resp.Complained(*failure)
 		}
+		if end.refused() {
+			refused++
+		}
+		choice.FinishReason, choice.Message.Refusal = reason, refusal
 		c.Choices = append(c.Choices, choice)
 		size += len(candidate.Raw)
 	}
@@ -46,6 +51,10 @@ func (q *question) answer(resp *upstream.Response, body []byte) (*providers.Resp
 		}
 		refusal := blockedRefusal(q.name, r.blocked, r.blockedText)
 		c.Choices = []chat.Choice{{Message: chat.Answer{Refusal: refusal}, FinishReason: chat.FinishContentFilter}}
+		refused++
+	}
+	if q.call.RefusalIsError && refused == len(c.Choices) {
+		return nil, resp.Refused(bounded(c.Choices[0].Message.Refusal))
 	}
 	out := chat.AppendCompletion(make([]byte, 0, size), c)
 	return &providers.Response{Body: out, Model: c.Model, Usage: c.Usage}, nil
@@ -56,13 +65,14 @@ func (q *question) answerID(given string) string {
 	return cmp.Or(given, "chatcmpl-"+clip(q.call.RequestID))
 }
 
-func (q *question) choice(index int, candidate gjson.Result, id string) (chat.Choice, *upstream.Complaint, error) {
+// choice translates one candidate but for how it ended.
+func (q *question) choice(index int, candidate gjson.Result, id string) (chat.Choice, ending, error) {
 	choice := chat.Choice{Index: index}
 	var content, thoughts strings.Builder
 	m := &choice.Message
 	for p, err := range partsOf(candidate) {
 		if err != nil {
-			return choice, nil, err
+			return choice, ending{}, err
 		}
 		switch p.kind {
 		case partText:
@@ -73,7 +83,7 @@ func (q *question) choice(index int, candidate gjson.Result, id string) (chat.Ch
 			}
 		case partCall:
 			if len(m.ToolCalls) == chat.MaxToolCalls {
-				return choice, nil, errCalls
+				return choice, ending{}, errCalls
 			}
 			p.call.ID = cmp.Or(p.call.ID, callID(id, index, len(m.ToolCalls)))
 			m.ToolCalls = append(m.ToolCalls, p.call)
@@ -92,9 +102,7 @@ func (q *question) choice(index int, candidate gjson.Result, id string) (chat.Ch
 	if end.reason == "" {
 		end.reason = "STOP" // a whole answer has ended
 	}
-	reason, refusal, failure := end.finish(q.name)
-	choice.FinishReason, m.Refusal = reason, refusal
 	logprobs, err := readLogprobs(candidate)
 	choice.Logprobs = logprobs
-	return choice, failure, err
+	return choice, end, err
 }

@@ -1,9 +1,7 @@
 package gemini_test
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -27,14 +25,10 @@ func TestConformance(t *testing.T) {
 		Dialect: dialect{},
 		New: func(t *testing.T, o providertest.Options) providers.Provider {
 			t.Helper()
-			own, err := upstream.NewTransport(false, "")
-			require.NoError(t, err)
-			t.Cleanup(own.CloseIdleConnections)
 			p, err := gemini.New(gemini.Options{
 				Options: upstream.Options{
 					Name: "gemini", BaseURL: o.BaseURL, Keys: []upstream.Key{{Secret: providertest.APIKey}},
 					Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, MaxResponseBytes: o.MaxResponseBytes,
-					Transport: streamMarker{own},
 				},
 				Models: []string{providertest.Model},
 			})
@@ -42,24 +36,6 @@ func TestConformance(t *testing.T) {
 			return p
 		},
 	})
-}
-
-// streamMarker tells the scripted upstream which calls want a stream. It looks for that
-// in the body, where this API does not have it.
-type streamMarker struct{ http.RoundTripper }
-
-func (m streamMarker) RoundTrip(r *http.Request) (*http.Response, error) {
-	if strings.HasSuffix(r.URL.Path, ":streamGenerateContent") {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			return nil, err
-		}
-		body = append([]byte(`{"stream":true,`), body[1:]...)
-		r.ContentLength = int64(len(body))
-		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
-		r.Body, _ = r.GetBody()
-	}
-	return m.RoundTripper.RoundTrip(r)
 }
 
 // dialect is the scripted upstream's mother tongue.
@@ -84,6 +60,19 @@ func (dialect) Token(c *testkit.Call, token string) { c.Chunk(event(modelOf(c), 
 var statuses = map[int]string{
 	400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ABORTED",
 	429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
+}
+
+func (dialect) Refuse(c *testkit.Call) {
+	answer := `{"candidates":[{"content":{},"finishReason":"PROHIBITED_CONTENT","index":0}],"usageMetadata":{"promptTokenCount":7},"modelVersion":"m"}`
+	if isStream(c) {
+		c.Chunk(answer)
+		return
+	}
+	c.JSON(http.StatusOK, answer)
+}
+
+func (d dialect) TooLong(c *testkit.Call) {
+	d.Fail(c, http.StatusBadRequest, "The input token count (2551556) exceeds the maximum number of tokens allowed (1048576).")
 }
 
 func (dialect) Fail(c *testkit.Call, status int, message string) {

@@ -73,7 +73,7 @@ func classify(said *upstream.Complaint, reason string) {
 	case said.Code == "PERMISSION_DENIED" && contains("access the file"):
 		said.Class = inference.CodeUpstreamRejected // a link of the client's; the key is in order
 	case contains("token count") && contains("exceeds the maximum number of tokens"):
-		said.Class, said.Code = inference.CodeUpstreamRejected, codeContextLength
+		said.Class, said.Code, said.Refusal = inference.CodeUpstreamRejected, codeContextLength, inference.RefusalContext
 		said.Message = codeContextLength + ": " + said.Message
 	}
 	switch said.Class {

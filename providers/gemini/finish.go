@@ -14,6 +14,12 @@ var filtered = map[string]bool{
 	"IMAGE_SAFETY": true, "IMAGE_PROHIBITED_CONTENT": true, "IMAGE_RECITATION": true,
 }
 
+// refused reports that the candidate holds nothing but the provider's refusal of what was
+// asked for. A language that the model does not speak is no matter of policy.
+func (e ending) refused() bool {
+	return filtered[e.reason] && e.reason != "LANGUAGE" && !e.said && e.calls == 0
+}
+
 // ending is how one candidate ended.
 type ending struct {
 	reason, message string // finishReason and finishMessage

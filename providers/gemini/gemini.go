@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"sluice/internal/inference"
 	"sluice/providers"
@@ -62,6 +63,7 @@ type Provider struct {
 var (
 	_ providers.Provider    = (*Provider)(nil)
 	_ providers.KeyReporter = (*Provider)(nil)
+	_ providers.Gate        = (*Provider)(nil)
 )
 
 // New checks the options and returns the adapter. Nothing is sent yet.
@@ -174,6 +176,9 @@ func (p *Provider) request(call providers.Call, model, method string, body []byt
 	}
 	return upstream.Request{URL: to, Body: body, Stream: stream, RequestID: call.RequestID, TraceParent: call.TraceParent}
 }
+
+// OpenAt is when the first cooling key may be used again; zero while one may be used now.
+func (p *Provider) OpenAt(now time.Time) time.Time { return p.client.OpenAt(now) }
 
 // Keys tells how the upstream's keys stand.
 func (p *Provider) Keys() []providers.KeyState { return p.client.Keys() }

@@ -3,6 +3,7 @@ package gemini
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -10,8 +11,10 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
 	"sluice/providers"
+	"sluice/providers/internal/traits"
 	"sluice/providers/internal/upstream"
 )
 
@@ -25,19 +28,27 @@ const (
 
 var errNoModelList = errors.New("not a model list")
 
-// Capabilities returns the configured models, or asks the upstream when none are. Then
-// the limits are the widest that one of its models for chat has.
+// general is what holds for models of which no more is known.
+var general = inference.Traits{Chat: true, Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: true}
+
+// families are the models whose names tell what they are for. How long a text for an
+// embedding may be is not told: that counts for each text, and not for the request.
+var families = []inference.ModelTraits{{
+	Models: []string{"gemini-embedding*", "text-embedding-*", "embedding-*"}, Traits: inference.Traits{Embeddings: true},
+}}
+
+// Capabilities returns the configured models with what their names say, or asks the
+// upstream when none are, which tells what each can do.
 func (p *Provider) Capabilities(ctx context.Context) (providers.Capabilities, error) {
-	caps := providers.Capabilities{
-		Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: true,
-		Models: slices.Clone(p.opts.Models),
-	}
+	caps := providers.Capabilities{Traits: general, Models: slices.Clone(p.opts.Models)}
 	if len(caps.Models) > 0 {
+		caps.Special = traits.Special(families, general, caps.Models, slices.Collect(maps.Keys(p.opts.ModelMap)), p.modelName)
 		return caps, nil
 	}
+	known := map[string]inference.Traits{}
 	token := ""
 	for range maxModelPages {
-		next, err := p.modelPage(ctx, token, &caps)
+		next, err := p.modelPage(ctx, token, &caps, known)
 		if err != nil {
 			return providers.Capabilities{}, err
 		}
@@ -46,11 +57,13 @@ func (p *Provider) Capabilities(ctx context.Context) (providers.Capabilities, er
 		}
 		token = next
 	}
+	caps.Special = traits.Group(caps.Models, general, func(model string) inference.Traits { return known[model] })
 	return caps, nil
 }
 
-// modelPage adds one page of the list and returns the token of the next.
-func (p *Provider) modelPage(ctx context.Context, token string, caps *providers.Capabilities) (next string, err error) {
+// modelPage adds one page of the list, with what is known of its models, and returns the
+// token of the next.
+func (p *Provider) modelPage(ctx context.Context, token string, caps *providers.Capabilities, known map[string]inference.Traits) (next string, err error) {
 	to := p.client.At("models")
 	query := to.Query()
 	query.Set("pageSize", modelPageSize)
@@ -78,7 +91,7 @@ func (p *Provider) modelPage(ctx context.Context, token string, caps *providers.
 		return "", resp.Invalid(errNoModelList)
 	}
 	r.root.Get("models").ForEach(func(_, m gjson.Result) bool {
-		addModel(m, caps)
+		addModel(m, caps, known)
 		return len(caps.Models) < maxModels
 	})
 	return text(r.root.Get("nextPageToken")), nil
@@ -86,7 +99,7 @@ func (p *Provider) modelPage(ctx context.Context, token string, caps *providers.
 
 // addModel adds a model that can be served: those that only draw, speak or translate
 // have methods of their own.
-func addModel(m gjson.Result, caps *providers.Capabilities) {
+func addModel(m gjson.Result, caps *providers.Capabilities, known map[string]inference.Traits) {
 	name := strings.TrimPrefix(text(m.Get("name")), "models/")
 	chats, embeds := false, false
 	m.Get("supportedGenerationMethods").ForEach(func(_, method gjson.Result) bool {
@@ -97,11 +110,14 @@ func addModel(m gjson.Result, caps *providers.Capabilities) {
 	if name == "" || len(name) > openaiapi.MaxModelBytes || !chats && !embeds {
 		return
 	}
-	caps.Models = append(caps.Models, name)
+	own := inference.Traits{Embeddings: embeds}
 	if chats {
-		caps.ContextTokens = max(caps.ContextTokens, limit(m.Get("inputTokenLimit")))
-		caps.OutputTokens = max(caps.OutputTokens, limit(m.Get("outputTokenLimit")))
+		own = general
+		own.Embeddings = embeds
+		own.ContextTokens, own.OutputTokens = limit(m.Get("inputTokenLimit")), limit(m.Get("outputTokenLimit"))
 	}
+	caps.Models = append(caps.Models, name)
+	known[name] = own
 }
 
 func limit(v gjson.Result) int {

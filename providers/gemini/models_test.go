@@ -21,6 +21,7 @@ func TestCapabilities(t *testing.T) {
 			c.JSON(http.StatusOK, `{"models":[
 				{"name":"models/gemini-a","inputTokenLimit":1048576,"outputTokenLimit":8192,"supportedGenerationMethods":["generateContent","countTokens"]},
 				{"name":"models/embed","inputTokenLimit":9999999,"outputTokenLimit":1,"supportedGenerationMethods":["embedContent"]},
+				{"name":"models/gemini-c","inputTokenLimit":1048576,"outputTokenLimit":8192,"supportedGenerationMethods":["generateContent"]},
 				{"name":"models/draw","supportedGenerationMethods":["predict"]},{"name":"","supportedGenerationMethods":["generateContent"]},7],"nextPageToken":"a b"}`)
 		case "pageSize=1000&pageToken=a+b":
 			c.JSON(http.StatusOK, `{"models":[{"name":"models/gemini-b","inputTokenLimit":"x","outputTokenLimit":65536,"supportedGenerationMethods":["generateContent"]}]}`)
@@ -29,8 +30,17 @@ func TestCapabilities(t *testing.T) {
 	caps, err := r.Capabilities(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, providers.Capabilities{
-		Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: true,
-		ContextTokens: 1048576, OutputTokens: 65536, Models: []string{"gemini-a", "embed", "gemini-b"},
+		Traits: inference.Traits{Chat: true, Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: true},
+		Special: []inference.ModelTraits{
+			{Models: []string{"gemini-a", "gemini-c"}, Traits: inference.Traits{
+				Chat: true, Streaming: true, Tools: true, Images: true, StructuredOutput: true, ContextTokens: 1048576, OutputTokens: 8192,
+			}},
+			{Models: []string{"embed"}, Traits: inference.Traits{Embeddings: true}},
+			{Models: []string{"gemini-b"}, Traits: inference.Traits{
+				Chat: true, Streaming: true, Tools: true, Images: true, StructuredOutput: true, OutputTokens: 65536,
+			}},
+		},
+		Models: []string{"gemini-a", "embed", "gemini-c", "gemini-b"},
 	}, caps)
 	require.Equal(t, "/v1beta/models", r.up.Last().Path)
 	require.Equal(t, http.MethodGet, r.up.Last().Method)
@@ -58,6 +68,15 @@ func TestCapabilitiesFaults(t *testing.T) {
 	caps, err := told.Capabilities(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, []string{"gemini-*"}, caps.Models)
+	embeds := inference.Traits{Embeddings: true}
+	require.Equal(t, []inference.ModelTraits{{Models: []string{"gemini-embedding*", "text-embedding-*", "embedding-*"}, Traits: embeds}}, caps.Special)
+	named := setup(t, func(o *gemini.Options) {
+		o.Models = []string{"gemini-2.5-flash", "text-embedding-004", "vectors", "embedding-chat"}
+		o.ModelMap = map[string]string{"vectors": "models/gemini-embedding-001", "embedding-chat": "gemini-2.5-flash"}
+	})
+	caps, err = named.Capabilities(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []inference.ModelTraits{{Models: []string{"text-embedding-004", "vectors"}, Traits: embeds}}, caps.Special)
 	require.Zero(t, told.up.Count())
 }
 

@@ -40,8 +40,8 @@ func (p *Provider) StreamGenerate(ctx context.Context, call providers.Call, emit
 	if resp.Plain() {
 		return providers.Summary{}, plainAnswer(resp)
 	}
-	s := &stream{question: q, resp: resp, emit: emit, events: resp.Events()}
-	if err := s.run(); err != nil {
+	s := &stream{question: q, resp: resp, emit: emit}
+	if err := resp.Relay(s.take, s.flush, s.ended); err != nil {
 		return s.summary(), resp.Fail(err)
 	}
 	return s.summary(), nil
@@ -68,9 +68,8 @@ const flushBytes = 1 << 20
 type stream struct {
 	*question
 
-	resp   *upstream.Response
-	emit   providers.Emit
-	events *openaiapi.Reader
+	resp *upstream.Response
+	emit providers.Emit
 
 	out   *chat.Stream // begins with the first event that says anything
 	id    string
@@ -86,26 +85,7 @@ type stream struct {
 	usage   inference.Usage
 	content int64 // events' contributions to choices: about one token each
 	done    bool  // the upstream finished, and said all that it will of usage
-}
-
-// run hands chunks on until the answer ends; nil means that the upstream finished it.
-func (s *stream) run() error {
-	for {
-		ev, err := s.events.Next()
-		if err != nil {
-			return s.ended(err)
-		}
-		err = s.take(ev)
-		if err == nil && s.events.Buffered() {
-			continue
-		}
-		if flushErr := s.flush(); flushErr != nil {
-			return flushErr
-		}
-		if err != nil {
-			return err
-		}
-	}
+	spoke   bool  // chunks were handed on
 }
 
 // take reads one event and writes what the client shall see of it. An event that holds
@@ -274,6 +254,7 @@ func (s *stream) flush() error {
 		s.batch = append(s.batch, s.buf[start:end:end])
 		start = end
 	}
+	s.spoke = true
 	err := s.emit(s.batch)
 	clear(s.batch)
 	s.batch, s.buf, s.ends = s.batch[:0], s.buf[:0], s.ends[:0]
@@ -288,6 +269,10 @@ func (s *stream) flush() error {
 func (s *stream) ended(cause error) error {
 	if !errors.Is(cause, io.EOF) || !s.finished() {
 		return cause
+	}
+	if s.call.RefusalIsError && !s.spoke && s.refused() {
+		s.done = true
+		return s.resp.Refused(bounded(s.refusal()))
 	}
 	if !slices.Contains(s.begun, true) {
 		s.buf = s.out.Refusal(s.buf, 0, blockedRefusal(s.name, s.blocked, s.blockedText))
@@ -315,6 +300,26 @@ func (s *stream) ended(cause error) error {
 		}
 	}
 	return s.last()
+}
+
+// refused reports that a finished answer holds nothing but the provider's refusal.
+func (s *stream) refused() bool {
+	for index, begun := range s.begun {
+		if begun && !s.candidates[index].refused() {
+			return false
+		}
+	}
+	return true
+}
+
+// refusal is why, in the words of the first candidate that there is.
+func (s *stream) refusal() string {
+	first := slices.Index(s.begun, true)
+	if first < 0 {
+		return blockedRefusal(s.name, s.blocked, s.blockedText)
+	}
+	_, refusal, _ := s.candidates[first].finish(s.name)
+	return refusal
 }
 
 // last hands on what ends the answer.

@@ -66,7 +66,11 @@ type Provider struct {
 	modelsURL *url.URL // nil when there is none
 }
 
-var _ providers.Provider = (*Provider)(nil)
+var (
+	_ providers.Provider    = (*Provider)(nil)
+	_ providers.KeyReporter = (*Provider)(nil)
+	_ providers.Gate        = (*Provider)(nil)
+)
 
 // New checks the options and returns the adapter. Nothing is sent yet.
 func New(opts Options) (*Provider, error) {
@@ -150,19 +154,22 @@ func (p *Provider) Generate(ctx context.Context, call providers.Call) (*provider
 	if completion.Failed {
 		return nil, resp.Complained(resp.Explain(answer))
 	}
+	if call.RefusalIsError && call.Kind == inference.KindChat {
+		if said, refused := onlyRefuses(answer); refused {
+			return nil, resp.Refused(said)
+		}
+	}
 	return &providers.Response{Body: answer, Model: completion.Model, Usage: completion.Usage}, nil
 }
 
 var errNoModelList = errors.New("not a model list")
 
-// Capabilities returns the configured models, or asks the upstream when none are.
-// Tools and images are for each model to accept or refuse.
+// Capabilities returns the configured models, or asks the upstream when none are. What
+// they can do is known by their names where these are OpenAI's own.
 func (p *Provider) Capabilities(ctx context.Context) (providers.Capabilities, error) {
-	caps := providers.Capabilities{
-		Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: p.embedding.path != "",
-		Models: slices.Clone(p.opts.Models),
-	}
+	caps := providers.Capabilities{Traits: p.general(), Models: slices.Clone(p.opts.Models)}
 	if len(caps.Models) > 0 || p.modelsURL == nil {
+		caps.Special = p.special(caps.Models)
 		return caps, nil
 	}
 	resp, err := p.client.Do(ctx, upstream.Request{Method: http.MethodGet, URL: p.modelsURL, Timeout: modelsTimeout, MaxBytes: maxModelsBytes})
@@ -179,8 +186,12 @@ func (p *Provider) Capabilities(ctx context.Context) (providers.Capabilities, er
 		return providers.Capabilities{}, resp.Invalid(errNoModelList)
 	}
 	caps.Models = models
+	caps.Special = p.special(models)
 	return caps, nil
 }
+
+// OpenAt is when the first cooling key may be used again; zero while one may be used now.
+func (p *Provider) OpenAt(now time.Time) time.Time { return p.client.OpenAt(now) }
 
 // Keys tells how the upstream's keys stand.
 func (p *Provider) Keys() []providers.KeyState { return p.client.Keys() }

@@ -335,7 +335,8 @@ func TestCapabilities(t *testing.T) {
 	caps, err := p.Capabilities(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, providers.Capabilities{
-		Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: true, Models: []string{"a", "b*"},
+		Traits: inference.Traits{Chat: true, Streaming: true, Tools: true, Images: true, StructuredOutput: true, Embeddings: true},
+		Models: []string{"a", "b*"},
 	}, caps)
 	require.Zero(t, up.Count(), "configured models need no question")
 

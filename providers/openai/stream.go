@@ -31,8 +31,8 @@ func (p *Provider) StreamGenerate(ctx context.Context, call providers.Call, emit
 	if resp.Plain() {
 		return providers.Summary{}, plainAnswer(resp)
 	}
-	s := &stream{resp: resp, call: call, emit: emit, events: resp.Events()}
-	if err := s.run(); err != nil {
+	s := &stream{resp: resp, call: call, emit: emit, opening: call.RefusalIsError}
+	if err := resp.Relay(s.take, s.flush, s.ended); err != nil {
 		return s.summary(), resp.Fail(err)
 	}
 	resp.Drain()
@@ -54,10 +54,9 @@ func plainAnswer(resp *upstream.Response) error {
 
 // stream is one streamed answer on its way through.
 type stream struct {
-	resp   *upstream.Response
-	call   providers.Call
-	emit   providers.Emit
-	events *openaiapi.Reader
+	resp *upstream.Response
+	call providers.Call
+	emit providers.Emit
 
 	batch   [][]byte // chunks that arrived together and are not yet handed on
 	choices openaiapi.Choices
@@ -65,32 +64,11 @@ type stream struct {
 	usage   inference.Usage
 	content int64 // chunks' contributions to choices: about one token each
 	any     bool  // at least one chunk has arrived
-}
 
-// errDone ends the reading loop at [DONE].
-var errDone = errors.New("stream is done")
-
-// run hands chunks on until the answer ends; nil means that the upstream finished it.
-func (s *stream) run() error {
-	for {
-		ev, err := s.events.Next()
-		if err != nil {
-			return s.ended(err)
-		}
-		err = s.take(ev)
-		if err == nil && s.events.Buffered() {
-			continue
-		}
-		if flushErr := s.flush(); flushErr != nil {
-			return flushErr
-		}
-		if errors.Is(err, errDone) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	// opening says that nothing but a refusal can have come so far, where that is an
+	// error: the batch is held back.
+	opening bool
+	refusal refusal
 }
 
 // take reads one event and puts what the client shall see of it into the batch.
@@ -102,7 +80,7 @@ func (s *stream) take(ev openaiapi.Event) error {
 	case len(data) == 0:
 		return nil
 	case string(data) == openaiapi.Done:
-		return errDone
+		return s.finish()
 	}
 	var chunk openaiapi.Chunk
 	if err := openaiapi.ParseChunk(data, &chunk, &s.choices); err != nil {
@@ -117,18 +95,31 @@ func (s *stream) take(ev openaiapi.Event) error {
 	if chunk.Usage.Known {
 		s.usage = chunk.Usage
 	}
+	s.opening = s.opening && s.refusal.add(data, chunk.Content)
 	if !s.call.IncludeUsage {
 		if chunk.UsageOnly {
 			return nil
 		}
 		data = chunk.DropNullUsage(data)
 	}
+	if s.opening {
+		data = bytes.Clone(data) // what is held back outlives the reader's buffer
+	}
 	s.batch = append(s.batch, data)
 	return nil
 }
 
+// finish ends a finished answer, unless it is nothing but a refusal.
+func (s *stream) finish() error {
+	if s.opening && s.refusal.given {
+		return s.resp.Refused("")
+	}
+	s.opening = false
+	return upstream.ErrDone
+}
+
 func (s *stream) flush() error {
-	if len(s.batch) == 0 {
+	if len(s.batch) == 0 || s.opening {
 		return nil
 	}
 	err := s.emit(s.batch)
@@ -141,10 +132,14 @@ func (s *stream) flush() error {
 
 // ended judges an end without [DONE].
 func (s *stream) ended(err error) error {
-	if s.choices.Finished() && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
-		return nil
+	over := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	if !over || !s.choices.Finished() {
+		return err
 	}
-	return err
+	if err := s.finish(); !errors.Is(err, upstream.ErrDone) {
+		return err
+	}
+	return s.flush()
 }
 
 func (s *stream) summary() providers.Summary {

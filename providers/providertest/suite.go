@@ -50,6 +50,13 @@ type Dialect interface {
 	// Token sends one token of a streamed answer at once, opening the stream first.
 	Token(c *testkit.Call, token string)
 
+	// Refuse gives an answer that holds nothing but the upstream's refusal of the content,
+	// streamed or plain as the call asks.
+	Refuse(c *testkit.Call)
+
+	// TooLong answers with the error that says that the prompt does not fit.
+	TooLong(c *testkit.Call)
+
 	// Fail answers with a status and an error message in the upstream's shape.
 	Fail(c *testkit.Call, status int, message string)
 }
@@ -92,6 +99,15 @@ func Run(t *testing.T, s Subject) {
 		"cut plain answer":              testCutPlain,
 		"malformed answer":              testMalformed,
 		"answer too large":              testTooLarge,
+		"large answer":                  testLarge,
+		"answer without a choice":       testEmpty,
+		"event cut in the middle":       testCutEvent,
+		"broken event":                  testBrokenEvent,
+		"unknown events":                testUnknownEvents,
+		"split characters":              testSplitCharacters,
+		"broken characters":             testBrokenCharacters,
+		"refusal":                       testRefusal,
+		"prompt too long":               testTooLong,
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); test(t, s) })
 	}

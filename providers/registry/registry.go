@@ -46,6 +46,10 @@ type Settings struct {
 	// when there are none.
 	Models []string
 
+	// Overrides correct what the adapter says of models; the first that covers a model
+	// counts.
+	Overrides []TraitOverride
+
 	Timeout          time.Duration // one call, whole
 	IdleTimeout      time.Duration // between two reads of a streamed answer
 	MaxResponseBytes int64
@@ -112,11 +116,14 @@ func Types() []string {
 
 // Build returns the adapter for a provider of that name. Nothing is sent yet.
 func Build(name string, s Settings) (providers.Provider, error) {
+	if err := checkOverrides(s.Overrides); err != nil {
+		return nil, fmt.Errorf("build provider %s: %w", name, err)
+	}
 	p, err := build(name, s)
 	if err != nil {
 		return nil, fmt.Errorf("build provider %s: %w", name, err)
 	}
-	return p, nil
+	return override(p, s.Overrides), nil
 }
 
 func build(name string, s Settings) (providers.Provider, error) {

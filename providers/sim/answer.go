@@ -178,6 +178,13 @@ func (c *choice) cutAt(sequences []string) {
 	}
 }
 
+// holdBack takes every choice's text away, as an upstream's policy does.
+func (a *answer) holdBack() {
+	for i := range a.choices {
+		a.choices[i] = choice{finish: "content_filter"}
+	}
+}
+
 // steps returns how many tokens the longest choice has; at each step every choice
 // gives its next one.
 func (a *answer) steps() int {

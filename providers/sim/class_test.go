@@ -64,7 +64,7 @@ func TestErrorsAreThoseOfRealUpstreams(t *testing.T) {
 			body := `{"error":{"message":"simulated failure"}}`
 			code, _ := classOf(status)
 			if code == inference.CodeUpstreamRejected {
-				body = string(refusal(simulatedFailure, ""))
+				body = string(refusal(simulatedFailure, codeInvalid, ""))
 			}
 			headers := []string{}
 			if after > 0 {
@@ -75,6 +75,14 @@ func TestErrorsAreThoseOfRealUpstreams(t *testing.T) {
 			requireAlike(t, theirs, p.stray(t.Context(), fault{kind: faultStatus, status: status, retryAfter: after}))
 		}
 	}
+	for why, code := range map[inference.Refusal]string{inference.RefusalContext: codeContext, inference.RefusalContent: codeContent} {
+		simulated := p.stray(t.Context(), fault{kind: faultRefusal, refusal: why})
+		require.Equal(t, why, inference.AsError(simulated).Refusal)
+		body := string(inference.AsError(simulated).Body)
+		require.Contains(t, body, code)
+		_, theirs := realCall(t, func() (*http.Response, error) { return reply(http.StatusBadRequest, body), nil })
+		requireAlike(t, theirs, simulated)
+	}
 	_, unreachable := realCall(t, func() (*http.Response, error) { return nil, errors.New("no route") })
 	requireAlike(t, unreachable, p.stray(t.Context(), fault{kind: faultUnreachable}))
 
@@ -82,5 +90,6 @@ func TestErrorsAreThoseOfRealUpstreams(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(resp.Close)
 	requireAlike(t, resp.Fail(io.ErrUnexpectedEOF), p.stray(t.Context(), fault{kind: faultCut}))
+	requireAlike(t, resp.Refused(""), p.stray(t.Context(), fault{kind: faultFiltered}))
 	requireAlike(t, resp.Invalid(errNonsense), p.stray(t.Context(), fault{kind: faultMalformed}))
 }

@@ -59,6 +59,8 @@ func (p *Provider) open(ctx context.Context, call providers.Call, c *course, tur
 		return err
 	}
 	switch {
+	case c.fault.kind == faultFiltered && !call.RefusalIsError:
+		return nil
 	case c.fault.kind != faultNone && c.fault.after == 0:
 		return p.stray(ctx, c.fault)
 	case c.fault.kind == faultNone && p.fails(call.Body, turn):
@@ -84,6 +86,13 @@ func (p *Provider) stray(ctx context.Context, f fault) error {
 	case faultHang:
 		<-ctx.Done()
 		return ended(ctx)
+	case faultRefusal:
+		return p.refusalError(f.refusal)
+	case faultFiltered:
+		return &inference.Error{
+			Code: inference.CodeUpstreamRejected, Status: http.StatusBadRequest, Refusal: inference.RefusalContent,
+			Message: p.opts.Name + " refused the content",
+		}
 	case faultMalformed:
 		return &inference.Error{
 			Code: inference.CodeUpstreamInvalid, Status: http.StatusOK,
@@ -108,7 +117,7 @@ func (p *Provider) statusError(status int, retryAfter time.Duration) error {
 		e.Message = fmt.Sprintf("%s refused the operator's key (status %d)", p.opts.Name, status)
 		return e
 	case inference.CodeUpstreamRejected:
-		e.Body = refusal(simulatedFailure, "")
+		e.Body = refusal(simulatedFailure, codeInvalid, "")
 	}
 	e.Message = fmt.Sprintf("%s answered with status %d: %s", p.opts.Name, status, simulatedFailure)
 	return e
@@ -133,15 +142,34 @@ func classOf(status int) (code inference.ErrorCode, retryable bool) {
 // reject refuses a request as an upstream would.
 func (p *Provider) reject(message, param string) error {
 	return &inference.Error{
-		Code: inference.CodeUpstreamRejected, Status: http.StatusBadRequest, Param: param, Body: refusal(message, param),
+		Code: inference.CodeUpstreamRejected, Status: http.StatusBadRequest, Param: param, Body: refusal(message, codeInvalid, param),
+		Message: p.opts.Name + " answered with status 400: " + message,
+	}
+}
+
+// The codes of refusals, where they say more than that the request is wrong: OpenAI's.
+const (
+	codeInvalid = "invalid_request"
+	codeContext = "context_length_exceeded"
+	codeContent = "content_policy_violation"
+)
+
+// refusalError refuses a request that another upstream might serve.
+func (p *Provider) refusalError(why inference.Refusal) error {
+	code, message := codeContext, "simulated refusal: the prompt is too long"
+	if why == inference.RefusalContent {
+		code, message = codeContent, "simulated refusal: the content is not allowed"
+	}
+	return &inference.Error{
+		Code: inference.CodeUpstreamRejected, Status: http.StatusBadRequest, Refusal: why, Body: refusal(message, code, ""),
 		Message: p.opts.Name + " answered with status 400: " + message,
 	}
 }
 
 // refusal is the JSON that goes back to the client.
-func refusal(message, param string) []byte {
+func refusal(message, code, param string) []byte {
 	return openaiapi.AppendError(nil, openaiapi.ErrorBody{
-		Message: message, Type: "invalid_request_error", Code: "invalid_request", Param: param,
+		Message: message, Type: "invalid_request_error", Code: code, Param: param,
 	})
 }
 

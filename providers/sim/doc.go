@@ -27,6 +27,9 @@
 //	unreachable        true: there is no connection
 //	hang               true: nothing comes until the call is given up
 //	malformed          true: the answer cannot be understood
+//	refusal            context_too_long or content_refused: an error of status 400 says so;
+//	                   content_filter: an answer that is held back whole, or an error
+//	                   where the call wants that to be one
 //	cut_after          the answer ends after so many tokens of each choice, 0 to 10,000,
 //	                   as if the connection had broken; with malformed or hang, this
 //	                   is where the nonsense or the silence begins
@@ -36,7 +39,8 @@
 //	completion_tokens  replaces the configured length, 1 to 10,000
 //
 // Durations are texts such as "1.5s", or seconds. A call has at most one of status,
-// unreachable, hang and malformed, and cut_after never goes with the first two. What
+// unreachable, hang, malformed and refusal, and cut_after goes with hang and malformed
+// alone. What
 // goes wrong does so when the first token is due, or after the tokens of cut_after,
 // of which zero means that not even the opening chunk comes. A call that misbehaves
 // on request is not counted in the configured failure rate. The delays end with the

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"sluice/internal/inference"
@@ -32,6 +34,8 @@ const (
 	faultHang
 	faultMalformed
 	faultCut
+	faultRefusal  // the request is refused
+	faultFiltered // the answer is held back
 )
 
 // fault is how and where a call goes wrong.
@@ -40,6 +44,7 @@ type fault struct {
 	after      int // steps of the answer that come before
 	status     int // of faultStatus
 	retryAfter time.Duration
+	refusal    inference.Refusal // of faultRefusal
 }
 
 // reach returns how many of an answer's steps are given.
@@ -57,6 +62,7 @@ type drill struct {
 	retryAfter, delay               *time.Duration
 	rate                            *float64
 	malformed, unreachable, hang    bool
+	refusal                         string
 }
 
 // field is a member of the request as it came. It notes when there are two of it, of
@@ -136,6 +142,7 @@ var members = map[string]func(d *drill, raw []byte) string{
 	"tokens_per_second": func(d *drill, raw []byte) string { return readRate(&d.rate, raw) },
 	"malformed":         func(d *drill, raw []byte) string { return readBool(&d.malformed, raw) },
 	"unreachable":       func(d *drill, raw []byte) string { return readBool(&d.unreachable, raw) },
+	"refusal":           func(d *drill, raw []byte) string { return readRefusal(&d.refusal, raw) },
 	"hang":              func(d *drill, raw []byte) string { return readBool(&d.hang, raw) },
 }
 
@@ -162,6 +169,20 @@ func readBool(to *bool, raw []byte) string {
 		return "true or false"
 	}
 	*to = string(raw) == "true"
+	return ""
+}
+
+// filtered is what sim.refusal is for an answer that is held back. Its other values are
+// the refusals' own names.
+const filtered = "content_filter"
+
+func readRefusal(to *string, raw []byte) string {
+	kinds := []string{string(inference.RefusalContext), string(inference.RefusalContent), filtered}
+	var kind string
+	if json.Unmarshal(raw, &kind) != nil || !slices.Contains(kinds, kind) {
+		return "one of " + strings.Join(kinds, ", ")
+	}
+	*to = kind
 	return ""
 }
 
@@ -200,6 +221,7 @@ func (d *drill) check(kind inference.Kind) error {
 		{"unreachable", d.unreachable},
 		{"hang", d.hang},
 		{"malformed", d.malformed},
+		{"refusal", d.refusal != ""},
 		{"cut_after", d.cutAfter != nil},
 	} {
 		if w.set {
@@ -212,13 +234,15 @@ func (d *drill) check(kind inference.Kind) error {
 	case d.retryAfter != nil && d.status == nil:
 		return refuse("sim.retry_after", "sim.retry_after needs sim.status")
 	case d.times != nil && len(wrong) == 0:
-		return refuse("sim.times", "sim.times needs one of status, unreachable, hang, malformed and cut_after")
+		return refuse("sim.times", "sim.times needs one of status, unreachable, hang, malformed, refusal and cut_after")
 	case kind != inference.KindEmbeddings:
 		return nil
 	case d.tokens != nil:
 		return refuse("sim.completion_tokens", "sim.completion_tokens means nothing for embeddings")
 	case d.rate != nil:
 		return refuse("sim.tokens_per_second", "sim.tokens_per_second means nothing for embeddings")
+	case d.refusal == filtered:
+		return refuse("sim.refusal", "sim.refusal cannot be %s for embeddings", filtered)
 	}
 	return nil
 }
@@ -245,6 +269,10 @@ func (d *drill) fault() fault {
 		f.kind = faultHang
 	case d.unreachable:
 		f.kind = faultUnreachable
+	case d.refusal == filtered:
+		f.kind = faultFiltered
+	case d.refusal != "":
+		f.kind, f.refusal = faultRefusal, inference.Refusal(d.refusal)
 	case d.status != nil:
 		f.kind, f.status = faultStatus, *d.status
 		if d.retryAfter != nil {

@@ -125,6 +125,63 @@ func TestMisbehaviour(t *testing.T) {
 	}
 }
 
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	p := newSim(t, sim.Options{FailureRate: 1, CompletionTokens: 3})
+	for kind, c := range map[string]struct {
+		want inference.Refusal
+		code string
+	}{
+		"context_too_long": {inference.RefusalContext, `"code":"context_length_exceeded"`},
+		"content_refused":  {inference.RefusalContent, `"code":"content_policy_violation"`},
+	} {
+		call := drilled(`{"refusal":"` + kind + `"}`)
+		_, plain := p.Generate(t.Context(), call)
+		s := stream(t, t.Context(), p, call)
+		require.Empty(t, s.chunks)
+		call.Kind, call.Body = inference.KindEmbeddings, []byte(`{"model":"sim","input":"a","sim":{"refusal":"`+kind+`"}}`)
+		_, embedded := p.Generate(t.Context(), call)
+		for _, err := range []error{plain, s.err, embedded} {
+			e := inference.AsError(err)
+			require.Equal(t, inference.CodeUpstreamRejected, e.Code)
+			require.Equal(t, 400, e.Status)
+			require.Equal(t, c.want, e.Refusal)
+			require.Contains(t, string(e.Body), c.code)
+		}
+	}
+}
+
+func TestAnAnswerThatIsHeldBack(t *testing.T) {
+	t.Parallel()
+	p := newSim(t, sim.Options{FailureRate: 1, CompletionTokens: 3})
+	call := drilled(`{"refusal":"content_filter"}`)
+	a, usage := generate(t, p, call)
+	require.Equal(t, "content_filter", a.Choices[0].FinishReason)
+	require.Zero(t, usage.CompletionTokens)
+	s := stream(t, t.Context(), p, call)
+	require.NoError(t, s.err)
+	require.Empty(t, s.text)
+	require.Contains(t, s.chunks[len(s.chunks)-1], `"finish_reason":"content_filter"`)
+
+	_, err := p.Generate(t.Context(), providers.Call{
+		Kind: inference.KindEmbeddings, Body: []byte(`{"model":"sim","input":"a","sim":{"refusal":"content_filter"}}`),
+	})
+	require.Equal(t, "sim.refusal", inference.AsError(err).Param, "there is nothing to hold back")
+
+	call.RefusalIsError = true
+	_, plain := p.Generate(t.Context(), call)
+	s = stream(t, t.Context(), p, call)
+	require.Empty(t, s.chunks)
+	for _, err := range []error{plain, s.err} {
+		require.Equal(t, inference.RefusalContent, inference.AsError(err).Refusal)
+	}
+	once := drilled(`{"refusal":"content_filter","times":1}`)
+	once.RequestID, once.RefusalIsError = rand.Text(), true
+	patient := newSim(t, sim.Options{})
+	require.Error(t, stream(t, t.Context(), patient, once).err)
+	require.NoError(t, stream(t, t.Context(), patient, once).err)
+}
+
 func TestUsageOfABrokenStreamIsEstimated(t *testing.T) {
 	t.Parallel()
 	p := newSim(t, sim.Options{CompletionTokens: 20})

@@ -157,7 +157,10 @@ func pace(ctx context.Context, c *course, step int, batch *[][]byte, emit provid
 // Capabilities returns what the configuration says. Images count as one token each;
 // tools and schemas are read over.
 func (p *Provider) Capabilities(context.Context) (providers.Capabilities, error) {
-	return providers.Capabilities{Streaming: true, Images: true, Embeddings: true, Models: slices.Clone(p.opts.Models)}, nil
+	return providers.Capabilities{
+		Traits: inference.Traits{Chat: true, Streaming: true, Images: true, Embeddings: true},
+		Models: slices.Clone(p.opts.Models),
+	}, nil
 }
 
 // Close does nothing: there is nothing to free.
@@ -188,7 +191,14 @@ func (p *Provider) begin(ctx context.Context, call providers.Call) (*answer, *co
 	c := p.newCourse(call, d)
 	a := newAnswer(req, length, p.hash(call.Body, turn))
 	a.created = c.start.Unix()
-	return a, c, p.open(ctx, call, c, turn)
+	if err := p.open(ctx, call, c, turn); err != nil {
+		return nil, nil, err
+	}
+	if c.fault.kind == faultFiltered {
+		c.fault = fault{}
+		a.holdBack()
+	}
+	return a, c, nil
 }
 
 func (p *Provider) fails(body []byte, turn uint64) bool {

@@ -244,5 +244,7 @@ func TestCapabilities(t *testing.T) {
 	t.Parallel()
 	caps, err := newSim(t, sim.Options{}).Capabilities(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, providers.Capabilities{Streaming: true, Images: true, Embeddings: true, Models: []string{"sim"}}, caps)
+	require.Equal(t, providers.Capabilities{
+		Traits: inference.Traits{Chat: true, Streaming: true, Images: true, Embeddings: true}, Models: []string{"sim"},
+	}, caps)
 }

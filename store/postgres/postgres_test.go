@@ -53,6 +53,25 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	storetest.MigrateTogether(t, func() store.Store { return open(t, address, postgres.Options{}) })
 }
 
+func TestOnlyARecordWithTriesTakesRoomForThem(t *testing.T) {
+	t.Parallel()
+	address := testkit.Postgres(t)
+	s := open(t, address, postgres.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	storetest.AppendTried(t, s)
+	conn, err := pgx.Connect(t.Context(), address)
+	require.NoError(t, err)
+	var jobs string
+	err = conn.QueryRow(t.Context(), "SELECT string_agg(job_id, ',') FROM usage_records WHERE tries IS NULL").Scan(&jobs)
+	require.NoError(t, err)
+	require.Equal(t, storetest.Untried, jobs)
+	var code string
+	err = conn.QueryRow(t.Context(), "SELECT tries->1->>'code' FROM usage_records WHERE tries IS NOT NULL").Scan(&code)
+	require.NoError(t, err)
+	require.Equal(t, string(inference.CodeUpstreamUnavailable), code)
+	require.NoError(t, conn.Close(t.Context()))
+}
+
 func TestMigrateNeedsOneConnectionOnly(t *testing.T) {
 	t.Parallel()
 	s := open(t, testkit.Postgres(t), postgres.Options{MaxConns: 1})

@@ -20,7 +20,7 @@ const appendUsage = `INSERT INTO usage_records (` + statement.UsageColumns + `)
 	SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
 		$7::text[], $8::text[], $9::boolean[], $10::bigint[], $11::bigint[], $12::bigint[],
 		$13::bigint[], $14::boolean[], $15::bigint[], $16::text[], $17::bigint[], $18::text[],
-		$19::timestamptz[], $20::bigint[], $21::bigint[], $22::bigint[])
+		$19::timestamptz[], $20::bigint[], $21::bigint[], $22::bigint[], $23::jsonb[])
 	ON CONFLICT (job_id) DO NOTHING`
 
 // AppendUsage implements store.Ledger.
@@ -34,7 +34,11 @@ func (s *Store) AppendUsage(ctx context.Context, records []inference.Record) (in
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, appendUsage, columnsOf(batch)...)
+	columns, err := columnsOf(batch)
+	if err != nil {
+		return 0, fmt.Errorf("append usage: %w", err)
+	}
+	tag, err := s.pool.Exec(ctx, appendUsage, columns...)
 	if err != nil {
 		return 0, fmt.Errorf("append usage: %w", err)
 	}
@@ -42,7 +46,14 @@ func (s *Store) AppendUsage(ctx context.Context, records []inference.Record) (in
 }
 
 // columnsOf turns records into arrays, in the order of statement.UsageColumns.
-func columnsOf(batch []inference.Record) []any {
+func columnsOf(batch []inference.Record) ([]any, error) {
+	tries := make([]*string, len(batch))
+	for i := range batch {
+		var err error
+		if tries[i], err = statement.EncodeTries(batch[i].Tries); err != nil {
+			return nil, fmt.Errorf("job %s: %w", batch[i].JobID, err)
+		}
+	}
 	return []any{
 		column(batch, func(r *inference.Record) string { return r.JobID }),
 		column(batch, func(r *inference.Record) string { return r.RequestID }),
@@ -66,7 +77,8 @@ func columnsOf(batch []inference.Record) []any {
 		column(batch, func(r *inference.Record) int64 { return r.Queue.Microseconds() }),
 		column(batch, func(r *inference.Record) *int64 { return nullZero(r.FirstToken.Microseconds()) }),
 		column(batch, func(r *inference.Record) int64 { return r.Total.Microseconds() }),
-	}
+		tries,
+	}, nil
 }
 
 func column[T any](batch []inference.Record, value func(*inference.Record) T) []T {
@@ -108,12 +120,16 @@ func scanRecord(row pgx.CollectableRow) (inference.Record, error) {
 		prompt, completion, cached, reasoning *int64
 		queue, total                          int64
 		firstToken                            *int64
+		tries                                 *string
 	)
 	err := row.Scan(&r.JobID, &r.RequestID, &r.Kind, &r.Tenant, &r.KeyID, &r.ModelAsked, &r.Provider,
 		&r.ModelServed, &r.Stream, &prompt, &completion, &cached, &reasoning, &r.Usage.Estimated,
-		&r.Attempts, &r.Outcome, &r.Status, &r.ErrorCode, &r.CreatedAt, &queue, &firstToken, &total)
+		&r.Attempts, &r.Outcome, &r.Status, &r.ErrorCode, &r.CreatedAt, &queue, &firstToken, &total, &tries)
 	if err != nil {
 		return inference.Record{}, err
+	}
+	if r.Tries, err = statement.DecodeTries(tries); err != nil {
+		return inference.Record{}, fmt.Errorf("job %s: %w", r.JobID, err)
 	}
 	r.Usage.Known = prompt != nil
 	r.Usage.PromptTokens, r.Usage.CompletionTokens = zeroNull(prompt), zeroNull(completion)

@@ -104,6 +104,25 @@ func TestCommitsReachTheDisk(t *testing.T) {
 	require.Equal(t, 2, synchronous, "FULL")
 }
 
+func TestOnlyARecordWithTriesTakesRoomForThem(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "sluice.db")
+	s := open(t, path)
+	require.NoError(t, s.Migrate(t.Context()))
+	storetest.AppendTried(t, s)
+	db, err := sql.Open("sqlite", path)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	var jobs string
+	err = db.QueryRowContext(t.Context(), "SELECT group_concat(job_id) FROM usage_records WHERE tries IS NULL").Scan(&jobs)
+	require.NoError(t, err)
+	require.Equal(t, storetest.Untried, jobs)
+	var code string
+	err = db.QueryRowContext(t.Context(), "SELECT tries->1->>'code' FROM usage_records WHERE tries IS NOT NULL").Scan(&code)
+	require.NoError(t, err)
+	require.Equal(t, string(inference.CodeUpstreamUnavailable), code)
+}
+
 func TestReadersDoNotWaitForAWriter(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "sluice.db")

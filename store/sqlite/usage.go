@@ -76,7 +76,9 @@ func insertRows(
 	for len(batch) > 0 {
 		args = args[:0]
 		for i := range batch[:perStatement] {
-			args = appendArgs(args, &batch[i])
+			if args, err = appendArgs(args, &batch[i]); err != nil {
+				return 0, fmt.Errorf("job %s: %w", batch[i].JobID, err)
+			}
 		}
 		result, err := stmt.ExecContext(ctx, args...)
 		if err != nil {
@@ -100,7 +102,11 @@ func insertStatement(rows int) string {
 }
 
 // appendArgs appends a record's values in the order of statement.UsageColumns.
-func appendArgs(args []any, r *inference.Record) []any {
+func appendArgs(args []any, r *inference.Record) ([]any, error) {
+	tries, err := statement.EncodeTries(r.Tries)
+	if err != nil {
+		return nil, err
+	}
 	tokens := func(n int64) any {
 		if !r.Usage.Known {
 			return nil
@@ -116,7 +122,7 @@ func appendArgs(args []any, r *inference.Record) []any {
 		r.Stream, tokens(r.Usage.PromptTokens), tokens(r.Usage.CompletionTokens),
 		tokens(r.Usage.CachedTokens), tokens(r.Usage.ReasoningTokens), r.Usage.Estimated,
 		int64(r.Attempts), string(r.Outcome), int64(r.Status), string(r.ErrorCode),
-		micros(r.CreatedAt), r.Queue.Microseconds(), firstToken, r.Total.Microseconds())
+		micros(r.CreatedAt), r.Queue.Microseconds(), firstToken, r.Total.Microseconds(), tries), nil
 }
 
 // Usage implements store.Ledger.
@@ -135,12 +141,16 @@ func scanRecord(rows *sql.Rows) (inference.Record, error) {
 		prompt, completion, cached, reasoning sql.NullInt64
 		created, queue, total                 int64
 		firstToken                            sql.NullInt64
+		tries                                 *string
 	)
 	err := rows.Scan(&r.JobID, &r.RequestID, &r.Kind, &r.Tenant, &r.KeyID, &r.ModelAsked, &r.Provider,
 		&r.ModelServed, &r.Stream, &prompt, &completion, &cached, &reasoning, &r.Usage.Estimated,
-		&r.Attempts, &r.Outcome, &r.Status, &r.ErrorCode, &created, &queue, &firstToken, &total)
+		&r.Attempts, &r.Outcome, &r.Status, &r.ErrorCode, &created, &queue, &firstToken, &total, &tries)
 	if err != nil {
 		return inference.Record{}, err
+	}
+	if r.Tries, err = statement.DecodeTries(tries); err != nil {
+		return inference.Record{}, fmt.Errorf("job %s: %w", r.JobID, err)
 	}
 	r.Usage.Known = prompt.Valid
 	r.Usage.PromptTokens, r.Usage.CompletionTokens = prompt.Int64, completion.Int64

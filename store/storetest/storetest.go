@@ -80,7 +80,11 @@ func newRecord(jobID string) inference.Record {
 			PromptTokens: 1200, CompletionTokens: 345, CachedTokens: 1024, ReasoningTokens: 99,
 			Known: true, Estimated: true,
 		},
-		Attempts:   2,
+		Attempts: 2,
+		Tries: []inference.Try{
+			{Provider: "openai", Model: "gpt-4o-mini", Code: inference.CodeUpstreamRateLimited, Status: 429, Took: 35 * time.Millisecond},
+			{Provider: "azure", Model: "mini-eu", Code: inference.CodeUpstreamUnavailable, Took: 7 * time.Microsecond},
+		},
 		Outcome:    inference.OutcomeFailed,
 		Status:     502,
 		ErrorCode:  inference.CodeUpstreamCut,
@@ -97,6 +101,18 @@ func appendAll(t *testing.T, s store.Store, records ...inference.Record) {
 	inserted, err := s.AppendUsage(t.Context(), records)
 	require.NoError(t, err)
 	require.Equal(t, len(records), inserted)
+}
+
+// Untried is the job of the one record of AppendTried without tries.
+const Untried = "untried"
+
+// AppendTried stores a record with two tries and one without any. It is exported for
+// tests that look at how a database keeps them.
+func AppendTried(t *testing.T, s store.Store) {
+	t.Helper()
+	untried := newRecord(Untried)
+	untried.Tries = []inference.Try{}
+	appendAll(t, s, newRecord("tried"), untried)
 }
 
 // usage reads records and returns their job ids beside them.

@@ -51,11 +51,13 @@ var usageTests = map[string]func(*testing.T, Open){
 		r := newRecord("far")
 		r.CreatedAt = time.Date(2025, 12, 31, 23, 30, 0, 1999, time.FixedZone("far", 14*3600))
 		r.Queue, r.FirstToken, r.Total = 1999, 2999, -3999
+		r.Tries[0].Took = 4999
 		appendAll(t, s, r)
 		got, _ := usage(t, s, store.UsageFilter{})
 		require.Equal(t, store.Clean(r), got[0])
 		require.Equal(t, time.Date(2025, 12, 31, 9, 30, 0, 1000, time.UTC), got[0].CreatedAt)
 		require.Equal(t, 1*time.Microsecond, got[0].Queue)
+		require.Equal(t, 4*time.Microsecond, got[0].Tries[0].Took)
 	},
 
 	"no text is refused": func(t *testing.T, open Open) {
@@ -69,6 +71,7 @@ var usageTests = map[string]func(*testing.T, Open){
 			r.CreatedAt = r.CreatedAt.Add(-time.Duration(i) * time.Second)
 			r.RequestID, r.Tenant, r.KeyID, r.ModelAsked, r.ModelServed = text, text, text, text, text
 			r.Provider, r.Outcome, r.ErrorCode = text, inference.Outcome(text), inference.ErrorCode(text)
+			r.Tries = []inference.Try{{Provider: text, Model: text, Code: inference.ErrorCode(text)}}
 			records = append(records, r)
 		}
 		appendAll(t, s, records...)
@@ -88,10 +91,35 @@ var usageTests = map[string]func(*testing.T, Open){
 		r.Usage.PromptTokens, r.Usage.CompletionTokens = most, -most
 		r.Attempts, r.Status = 1<<31, -1<<31-1
 		r.Total = time.Duration(most)
+		r.Tries[0].Status, r.Tries[0].Took = -most-1, time.Duration(most)
 		r.CreatedAt = time.Date(9999, 12, 31, 23, 59, 59, 999999000, time.UTC)
 		appendAll(t, s, r)
 		got, _ := usage(t, s, store.UsageFilter{})
 		require.Equal(t, store.Clean(r), got[0])
+	},
+
+	"tries come back in their order, and the last ones where there are too many": func(t *testing.T, open Open) {
+		s := migrated(t, open)
+		r := newRecord("tried")
+		r.Tries = nil
+		for i := range inference.MaxTries + 3 {
+			r.Tries = append(r.Tries, inference.Try{
+				Provider: fmt.Sprintf("p%d", i*7%10), Model: "m", Code: inference.CodeUpstreamError, Status: 500 + i, Took: time.Duration(i) * time.Second,
+			})
+		}
+		appendAll(t, s, r)
+		got, _ := usage(t, s, store.UsageFilter{})
+		require.Equal(t, r.Tries[3:], got[0].Tries)
+		require.Len(t, r.Tries, inference.MaxTries+3, "the caller's record stays as it was")
+	},
+
+	"no tries come back as none": func(t *testing.T, open Open) {
+		s := migrated(t, open)
+		r := newRecord("straight")
+		r.Tries = []inference.Try{}
+		appendAll(t, s, r)
+		got, _ := usage(t, s, store.UsageFilter{})
+		require.Nil(t, got[0].Tries)
 	},
 
 	"a job has one row": func(t *testing.T, open Open) {

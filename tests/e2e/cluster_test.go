@@ -148,7 +148,9 @@ func untilHeldKnown() {
 }
 
 // workers returns how many workers the ingress knows.
-func (i *ingress) workers() int {
+func (i *ingress) workers() int { return i.workersOf(provider) }
+
+func (i *ingress) workersOf(name string) int {
 	resp, err := i.http.Get(i.base + "/readyz")
 	if err != nil {
 		return -1
@@ -162,7 +164,7 @@ func (i *ingress) workers() int {
 	if json.NewDecoder(resp.Body).Decode(&ready) != nil {
 		return -1
 	}
-	return ready.Providers[provider].Workers
+	return ready.Providers[name].Workers
 }
 
 // ledger returns every row of the usage ledger.

@@ -26,6 +26,7 @@ import (
 	"sluice/internal/inference"
 	"sluice/internal/observability"
 	"sluice/internal/queue"
+	"sluice/internal/routing"
 	"sluice/internal/testkit"
 	"sluice/providers/registry"
 	"sluice/store"
@@ -71,7 +72,9 @@ type options struct {
 	timeout     time.Duration
 	callTimeout time.Duration
 	window      time.Duration
+	others      []string // further providers that serve the same models, behind the first one
 	static      []store.Key
+	policy      routing.Policy
 	wrap        func(store.Store) store.Store
 }
 
@@ -193,11 +196,15 @@ func (s *stack) addIngress() {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	d := &door{conn: s.connect("ingress", o.natsURL)}
+	infos := make(map[string]ingress.ProviderInfo)
+	for _, name := range append([]string{provider}, o.others...) {
+		infos[name] = ingress.ProviderInfo{Models: o.models, MaxQueued: o.maxQueued}
+	}
 	t.Cleanup(d.conn.Close)
 	d.ingress = ingress.New(ingress.Options{
 		ID: queue.NewProcessID(), Conn: d.conn, Keys: s.db, StaticKeys: o.static, Append: s.db.AppendUsage, Ping: s.db.Ping,
-		Providers: map[string]ingress.ProviderInfo{provider: {Models: o.models, MaxQueued: o.maxQueued}},
-		Timeout:   o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight, BodyMemory: 512 << 20,
+		Providers: infos, Policy: o.policy,
+		Timeout: o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight, BodyMemory: 512 << 20,
 		Metrics: ingress.NewMetrics(reg), MetricsHandler: observability.MetricsHandler(reg), Logger: s.log,
 	})
 	stop, err := d.ingress.Start()
@@ -221,20 +228,30 @@ func (s *stack) addWorker(up *testkit.Upstream) { s.addWorkerAt(up, s.opt.natsUR
 
 // addWorkerAt is addWorker with a way of its own to the queue.
 func (s *stack) addWorkerAt(up *testkit.Upstream, natsURL string) {
+	s.addWorkerOf(provider, up, natsURL, nil)
+}
+
+// addWorkerOf starts a worker of any provider, as change wants it.
+func (s *stack) addWorkerOf(name string, up *testkit.Upstream, natsURL string, change func(*worker.Member)) {
 	t, o := s.t, s.opt
 	t.Helper()
-	adapter, err := registry.Build(provider, registry.Settings{
+	s.logs.forbid(strings.TrimPrefix(up.URL(), "http://"))
+	adapter, err := registry.Build(name, registry.Settings{
 		Type: registry.TypeOpenAI, BaseURL: up.URL(), Keys: []registry.Key{{Secret: upstreamKey}}, Models: o.models,
 		Timeout: o.callTimeout, IdleTimeout: o.callTimeout, MaxResponseBytes: 32 << 20,
 	})
 	require.NoError(t, err)
+	member := worker.Member{
+		Name: name, Provider: adapter, Slots: o.slots, Concurrency: o.concurrency, MaxQueued: o.maxQueued,
+		MaxRetries: o.maxRetries, MaxBody: o.maxBody,
+	}
+	if change != nil {
+		change(&member)
+	}
 	h := &hand{conn: s.connect("worker", natsURL), reg: prometheus.NewRegistry()}
 	h.worker = worker.New(worker.Options{
 		ID: queue.NewProcessID(), Conn: h.conn, AckWait: o.ackWait, DrainTimeout: o.drain, Metrics: worker.NewMetrics(h.reg), Logger: s.log,
-		Members: []worker.Member{{
-			Name: provider, Provider: adapter, Slots: o.slots, Concurrency: o.concurrency, MaxQueued: o.maxQueued,
-			MaxRetries: o.maxRetries, MaxBody: o.maxBody,
-		}},
+		Members: []worker.Member{member},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -344,7 +361,7 @@ func (b *logBuffer) tail() string {
 // secret, address or content is in them.
 func (s *stack) judgeLogs() {
 	text := strings.Join(s.logs.lines(), "\n")
-	for _, secret := range append(s.logs.forbidden, upstreamKey, canary, strings.TrimPrefix(s.up.URL(), "http://")) {
+	for _, secret := range append(s.logs.forbidden, upstreamKey, canary) {
 		if strings.Contains(text, secret) {
 			s.t.Errorf("the logs hold %q", secret)
 		}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,7 +29,8 @@ type loadSpec struct {
 	Duration    time.Duration `json:"duration"`
 	Patience    time.Duration `json:"patience"` // after which a client gives up
 	Streams     int           `json:"streams,omitempty"`
-	Tokens      int           `json:"tokens,omitempty"` // in each stream
+	Tokens      int           `json:"tokens,omitempty"`   // in each stream
+	Numbered    bool          `json:"numbered,omitempty"` // open: each request says the how manieth it is
 }
 
 // loadResult is what came of it. Times run from the intended start of a request.
@@ -122,9 +125,38 @@ func renderRequest(spec loadSpec) []byte {
 		body += fmt.Sprintf(`,"max_tokens":%d,"stream":true`, spec.Tokens)
 	}
 	body += "}"
+	header := ""
+	if spec.Numbered {
+		header = numberMark + strconv.Itoa(firstNumber) + "\r\n"
+	}
 	return fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\n"+
-		"Authorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-		spec.Address, spec.Key, len(body), body)
+		"Authorization: Bearer %s\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		spec.Address, spec.Key, header, len(body), body)
+}
+
+// Every number is as long as the others, so that a request is made by writing it over
+// another's.
+const (
+	firstNumber = 1_000_000
+	maxNumbers  = 9 * firstNumber
+	numberName  = "X-Request-Id"
+	numberHead  = "bench-"
+	numberMark  = numberName + ": " + numberHead
+)
+
+// withNumber returns the request with the number n in the place of its own.
+func withNumber(request []byte, n int) []byte {
+	request = slices.Clone(request)
+	at := bytes.Index(request, []byte(numberMark)) + len(numberMark)
+	copy(request[at:], strconv.Itoa(firstNumber+n%maxNumbers))
+	return request
+}
+
+// requestNumber reads it from a request's id.
+func requestNumber(id string) (int, bool) {
+	digits, found := strings.CutPrefix(id, numberHead)
+	n, err := strconv.Atoi(digits)
+	return n - firstNumber, found && err == nil && n >= firstNumber
 }
 
 // tell reports a moment to the harness. A harness that is gone needs no news, and

@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// maxConnections bounds an open loop's connections. A system that queues without end
-// brings the generator there; arrivals beyond it count as failures.
+// maxConnections bounds an open loop's connections, of which the fleet's burst takes
+// the most on purpose. A system that queues without end brings the generator there;
+// arrivals beyond it count as failures.
 const maxConnections = 12_000
 
 const giveUpEvery = 100 * time.Millisecond
@@ -34,6 +35,7 @@ type openConn struct {
 type openLoop struct {
 	*load
 	start time.Time
+	sent  int // the dispatcher's own
 
 	mu      sync.Mutex
 	waiting []*openConn // idle ones, the latest used last; some may have died since
@@ -69,8 +71,13 @@ func (l *load) runOpen(ctx context.Context, start time.Time) error {
 
 func (o *openLoop) send(intended time.Time) {
 	o.pending.Add(1)
+	request := o.request
+	if o.Numbered {
+		request = withNumber(request, o.sent)
+	}
+	o.sent++
 	if c := o.take(intended); c != nil {
-		o.write(c)
+		c.send(request)
 		return
 	}
 	if o.made.Load() >= maxConnections {
@@ -85,12 +92,12 @@ func (o *openLoop) send(intended time.Time) {
 		}
 		c.intended.Store(int64(intended.Sub(o.start)))
 		c.state.Store(busy)
-		o.write(c)
+		c.send(request)
 	})
 }
 
-func (o *openLoop) write(c *openConn) {
-	if _, err := c.Write(o.request); err != nil {
+func (c *openConn) send(request []byte) {
+	if _, err := c.Write(request); err != nil {
 		c.hangUp() // the reader hears of it and counts it
 	}
 }

@@ -51,7 +51,7 @@ func startUpstream(t *testing.T) (quick, thinking string) {
 	line, err := bufio.NewReader(read).ReadString('\n')
 	require.NoError(t, err)
 	addresses := strings.Fields(line)
-	require.Len(t, addresses, 2)
+	require.Len(t, addresses, 2+len(fleetMembers()))
 	return addresses[0], addresses[1]
 }
 

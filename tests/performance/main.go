@@ -68,9 +68,9 @@ func command(ctx context.Context, args []string, in io.Reader, out, progress io.
 	case "upstream":
 		return runUpstream(ctx, out)
 	case "proxy":
-		if len(args) == 2 {
-			if most, err := strconv.Atoi(args[1]); err == nil {
-				return runProxy(ctx, out, args[0], most)
+		if len(args) >= 2 {
+			if most, err := strconv.Atoi(args[0]); err == nil {
+				return runProxy(ctx, out, args[1:], most)
 			}
 		}
 	}
@@ -89,9 +89,9 @@ func newFlags(name string, errors io.Writer) *flag.FlagSet {
 
 func runCommand(ctx context.Context, args []string, out, progress io.Writer) error {
 	flags := newFlags("run", progress)
-	quick := flags.Bool("quick", false, "take about a minute: one short round, coarse figures")
+	quick := flags.Bool("quick", false, "take about two minutes: one short round, coarse figures")
 	systems := flags.String("systems", "", "only these, comma-separated (default all)")
-	scenarios := flags.String("scenarios", "", "only these: calls, streams, overload (default all)")
+	scenarios := flags.String("scenarios", "", "only these: calls, streams, overload, fleet (default all)")
 	rounds := flags.Int("rounds", 0, "how many rounds instead of the plan's")
 	even := flags.Bool("even", false, "evenly spaced arrivals instead of independent ones")
 	file := flags.String("out", "", "write the report as JSON to this file")

@@ -68,6 +68,14 @@ func metrics() []metric {
 		{name: "no_retry_after", label: "429 without Retry-After", grain: 1, compared: asIs},
 		{name: "accepted_p50", label: "latency p50 of a 200, ms"},
 		{name: "peak", label: "memory at its highest, MB", decimals: 1, grain: 1, compared: byFloor, tolerance: 0.4},
+		{name: "fleet_p50", label: "fleet at 90% load, latency p50, ms"},
+		{name: "fleet_p99", label: "fleet at 90% load, latency p99, ms", grain: 1, compared: byFloor, tolerance: 1},
+		{name: "burst_requests", label: "burst of 5 times the fleet's capacity, requests"},
+		{name: "burst_lost", label: "– of them not answered with 200", grain: 1, compared: asIs},
+		{name: "burst_unrecorded", label: "– of them without a row in the ledger", grain: 1, compared: asIs},
+		{name: "burst_repeats", label: "– of them called more than once", grain: 1, compared: asIs},
+		{name: "burst_passed", label: "– younger ones begun before an older one, at most", grain: 20, compared: asIs, tolerance: 1},
+		{name: "burst_late", label: "– longest that an older one began after a younger, ms", decimals: 1},
 		{name: "failures", label: "failures, all scenarios", grain: 1, compared: asIs},
 	}
 }

@@ -7,10 +7,11 @@ const (
 	scenarioCalls    = "calls"    // added latency, most requests a second, CPU
 	scenarioStreams  = "streams"  // first token, gaps, memory
 	scenarioOverload = "overload" // more than the upstream can take
+	scenarioFleet    = "fleet"    // several upstreams that share one queue
 )
 
 func allScenarios() []string {
-	return []string{scenarioCalls, scenarioStreams, scenarioOverload}
+	return []string{scenarioCalls, scenarioStreams, scenarioOverload, scenarioFleet}
 }
 
 // The sizes that the aims are stated for.
@@ -34,7 +35,7 @@ const (
 // plan is how long a run takes its time for each part.
 type plan struct {
 	rounds         int
-	overloadRounds int
+	overloadRounds int // of the overload and of the fleet
 	warmup         time.Duration
 	low            time.Duration // at 200 requests a second
 	high           time.Duration // at 1,000
@@ -42,16 +43,20 @@ type plan struct {
 	ramp           time.Duration // until all streams are open
 	open           time.Duration // how long they are all open
 	overload       time.Duration
+	fleetWarmup    time.Duration
+	fleetLoaded    time.Duration // at 90% of what the fleet can do
+	fleetBurst     time.Duration // at five times as much, which takes five times as long to serve
 	even           bool
 }
 
-// fullPlan takes below six minutes for the four systems, quickPlan below ninety
-// seconds.
+// fullPlan takes below eight minutes for the four systems, quickPlan about two: of
+// these the fleet's burst takes six times its own length.
 func fullPlan() plan {
 	return plan{
 		rounds: 3, overloadRounds: 1, warmup: 500 * time.Millisecond,
 		low: 5 * time.Second, high: 4 * time.Second, most: 3 * time.Second,
 		ramp: 2 * time.Second, open: 4 * time.Second, overload: 10 * time.Second,
+		fleetWarmup: 2 * time.Second, fleetLoaded: 20 * time.Second, fleetBurst: 10 * time.Second,
 	}
 }
 
@@ -60,6 +65,7 @@ func quickPlan() plan {
 		rounds: 1, overloadRounds: 1, warmup: 300 * time.Millisecond,
 		low: 2 * time.Second, high: 2 * time.Second, most: 1500 * time.Millisecond,
 		ramp: time.Second, open: 2 * time.Second, overload: 4 * time.Second,
+		fleetWarmup: time.Second, fleetLoaded: 6 * time.Second, fleetBurst: 2 * time.Second,
 	}
 }
 

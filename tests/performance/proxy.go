@@ -11,13 +11,15 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // runProxy is the floor that every gateway is held against: the standard library's
 // reverse proxy and nothing else, with the settings that a careful owner gives it.
-// most bounds its connections to the upstream where it is above zero.
-func runProxy(ctx context.Context, out io.Writer, target string, most int) error {
+// It calls several targets in turn. most bounds its connections to each where it is
+// above zero.
+func runProxy(ctx context.Context, out io.Writer, targets []string, most int) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -29,9 +31,11 @@ func runProxy(ctx context.Context, out io.Writer, target string, most int) error
 		DisableCompression:  true,
 	}
 	defer transport.CloseIdleConnections()
+	var calls atomic.Uint64
 	server := &http.Server{Handler: &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: "http", Host: target})
+			target := (calls.Add(1) - 1) % uint64(len(targets))
+			r.SetURL(&url.URL{Scheme: "http", Host: targets[target]})
 		},
 		Transport: transport,
 		// No FlushInterval: the proxy flushes an event stream after every write by

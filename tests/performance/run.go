@@ -43,7 +43,7 @@ func runBench(ctx context.Context, o runOptions, progress io.Writer) (r *report,
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, upstream.stop()) }()
-	b.upstream, b.thinking = addresses[0], addresses[1]
+	b.upstream, b.thinking, b.members = addresses[0], addresses[1], addresses[2:]
 	r = &report{
 		Started: time.Now().UTC().Truncate(time.Second),
 		Go:      runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(),
@@ -69,7 +69,7 @@ func (b *bench) round(ctx context.Context, o runOptions, r *report, round int, p
 	for _, scenario := range o.scenarios {
 		for i := range o.systems {
 			system := o.systems[(i+round)%len(o.systems)]
-			if scenario == scenarioOverload && (system == systemDirect || round >= o.overloadRounds) {
+			if !o.measures(scenario, system, round) {
 				continue
 			}
 			_, _ = fmt.Fprintf(progress, "round %d of %d: %s, %s\n", round+1, o.rounds, scenario, system)
@@ -83,6 +83,20 @@ func (b *bench) round(ctx context.Context, o runOptions, r *report, round int, p
 	}
 	addOverDirect(result)
 	return result, nil
+}
+
+// measures says whether a system has a part in a scenario. An overload says nothing of
+// the upstream alone, and a fleet is served by a proxy that deals out or by workers
+// that each stand beside an upstream.
+func (p plan) measures(scenario, system string, round int) bool {
+	switch scenario {
+	case scenarioOverload:
+		return system != systemDirect && round < p.overloadRounds
+	case scenarioFleet:
+		return (system == systemFloor || system == systemExternal) && round < p.overloadRounds
+	default:
+		return true
+	}
 }
 
 func (r *report) addFailures(system string, failures map[string]int) {

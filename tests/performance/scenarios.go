@@ -44,11 +44,13 @@ func (b *bench) measure(ctx context.Context, p plan, system, scenario string, ro
 func (m *measurement) scenario(name string) (place, func(context.Context) error) {
 	switch name {
 	case scenarioStreams:
-		return place{target: m.upstream, concurrency: 2 * streamCount}, m.streams
+		return place{targets: []string{m.upstream}, concurrency: 2 * streamCount}, m.streams
 	case scenarioOverload:
-		return place{target: m.thinking, concurrency: overloadConcurrency, boundProxy: true}, m.overloaded
+		return place{targets: []string{m.thinking}, concurrency: overloadConcurrency, boundProxy: true}, m.overloaded
+	case scenarioFleet:
+		return place{targets: m.members, concurrency: slotsOf(fleetMembers())}, m.fleet
 	default:
-		return place{target: m.upstream, concurrency: callConcurrency}, m.calls
+		return place{targets: []string{m.upstream}, concurrency: callConcurrency}, m.calls
 	}
 }
 

@@ -34,8 +34,9 @@ type bench struct {
 	dir      string // removed after the run
 	sluice   string
 	key      string
-	upstream string // the address that answers at once
-	thinking string // and the one that thinks first
+	upstream string   // the address that answers at once
+	thinking string   // and the one that thinks first
+	members  []string // and those of the fleet
 	started  int
 }
 
@@ -43,7 +44,8 @@ type bench struct {
 type running struct {
 	name    string
 	address string
-	pids    []int // whose CPU time and memory are the system's; none for direct
+	pids    []int  // whose CPU time and memory are the system's; none for direct
+	ledger  string // path of the database that the fleet's ingress writes to
 	end     []func() error
 }
 
@@ -58,9 +60,9 @@ func (r *running) stop() error {
 
 // place is where a system stands.
 type place struct {
-	target      string // the upstream's address
-	concurrency int    // how many calls Sluice may have there at once
-	boundProxy  bool   // whether that holds for the proxy too, which has no bound otherwise
+	targets     []string // the upstreams' addresses: one, or a fleet's
+	concurrency int      // how many calls Sluice may have there at once
+	boundProxy  bool     // whether that holds for the proxy too, which has no bound otherwise
 }
 
 // start starts a system at its place.
@@ -70,7 +72,7 @@ func (b *bench) start(ctx context.Context, name string, at place) (*running, err
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	r := &running{name: name, address: at.target}
+	r := &running{name: name, address: at.targets[0]}
 	var err error
 	switch name {
 	case systemDirect:
@@ -79,7 +81,11 @@ func (b *bench) start(ctx context.Context, name string, at place) (*running, err
 	case systemSluice:
 		err = r.startSluice(ctx, b, dir, at, "")
 	case systemExternal:
-		err = r.startExternal(ctx, b, dir, at)
+		if len(at.targets) > 1 {
+			err = r.startFleet(ctx, b, dir, at.targets)
+		} else {
+			err = r.startExternal(ctx, b, dir, at)
+		}
 	default:
 		err = fmt.Errorf("unknown system %q", name)
 	}
@@ -94,7 +100,7 @@ func (r *running) startProxy(ctx context.Context, dir string, at place) error {
 	if at.boundProxy {
 		most = at.concurrency
 	}
-	p, addresses, err := startChild(ctx, dir, "proxy", "proxy", at.target, strconv.Itoa(most))
+	p, addresses, err := startChild(ctx, dir, "proxy", append([]string{"proxy", strconv.Itoa(most)}, at.targets...)...)
 	if err != nil {
 		return err
 	}
@@ -114,22 +120,32 @@ func (r *running) startExternal(ctx context.Context, b *bench, dir string, at pl
 }
 
 func (r *running) startSluice(ctx context.Context, b *bench, dir string, at place, queue string) error {
+	var err error
+	r.address, err = r.startRole(ctx, b, dir, "sluice", func(address string) string {
+		return sluiceConfig(address, filepath.Join(dir, "data"), queue, b.key, at)
+	}, "serve")
+	return err
+}
+
+// startRole starts one of Sluice's roles, waits until it is ready, and returns its
+// address.
+func (r *running) startRole(
+	ctx context.Context, b *bench, dir, name string, config func(address string) string, args ...string,
+) (string, error) {
 	address, err := freeAddress()
 	if err != nil {
-		return err
+		return "", err
 	}
-	file := filepath.Join(dir, "sluice.yaml")
-	config := sluiceConfig(address, filepath.Join(dir, "data"), queue, b.key, at)
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		return fmt.Errorf("write configuration: %w", err)
+	file := filepath.Join(dir, name+".yaml")
+	if err := os.WriteFile(file, []byte(config(address)), 0o600); err != nil {
+		return "", fmt.Errorf("write configuration: %w", err)
 	}
-	p, err := startProcess(dir, "sluice", nil, nil, b.sluice, "serve", "--config", file)
+	p, err := startProcess(dir, name, nil, nil, b.sluice, append(args, "--config", file)...)
 	if err != nil {
-		return err
+		return "", err
 	}
 	r.own(p)
-	r.address = address
-	return p.waitReady(ctx, "http://"+address+"/readyz")
+	return address, p.waitReady(ctx, "http://"+address+"/readyz")
 }
 
 func (r *running) own(p *process) {
@@ -146,7 +162,7 @@ queue: {url: %q}
 auth: {keys: [{name: bench, key: %q}]}
 providers:
   up: {type: openai, base_url: "http://%s/v1", api_key: x, models: [bench], concurrency: %d}
-`, address, data, queue, key, at.target, at.concurrency)
+`, address, data, queue, key, at.targets[0], at.concurrency)
 }
 
 func (p *process) waitReady(ctx context.Context, url string) error {

@@ -4,14 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -29,29 +31,45 @@ type upstream struct {
 }
 
 // runUpstream is the upstream process. It serves on two ports, the second of which
-// thinks before it answers, and prints both addresses.
+// thinks before it answers, and on one for each member of the fleet, and prints all
+// addresses.
 func runUpstream(ctx context.Context, out io.Writer) error {
 	debug.SetGCPercent(800)
 	u := &upstream{script: newScript()}
 	u.wheel = newWheel(u.script)
-	quick, err := net.Listen("tcp", "127.0.0.1:0")
+	members := fleetMembers()
+	listeners, addresses, err := listenMany(2 + len(members))
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
-	slow, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return errors.Join(fmt.Errorf("listen: %w", err), quick.Close())
-	}
+	quick, slow := listeners[0], listeners[1]
 	defer context.AfterFunc(ctx, func() { _, _ = quick.Close(), slow.Close() })()
-	if _, err := fmt.Fprintln(out, quick.Addr(), slow.Addr()); err != nil {
+	if _, err := fmt.Fprintln(out, strings.Join(addresses, " ")); err != nil {
 		return fmt.Errorf("print addresses: %w", err)
 	}
-	var servers sync.WaitGroup
-	servers.Go(func() { u.serve(ctx, quick, 0) })
-	servers.Go(func() { u.serve(ctx, slow, thinkTime) })
-	servers.Go(func() { u.wheel.turn(ctx) })
-	servers.Wait()
-	return nil
+	servers, ctx := errgroup.WithContext(ctx)
+	servers.Go(func() error { u.serve(ctx, quick, 0); return nil })
+	servers.Go(func() error { u.serve(ctx, slow, thinkTime); return nil })
+	servers.Go(func() error { u.wheel.turn(ctx); return nil })
+	order := &fleetLog{start: time.Now()}
+	for i, m := range members {
+		servers.Go(func() error { return serveFleet(ctx, listeners[2+i], m, order) })
+	}
+	return servers.Wait()
+}
+
+func listenMany(n int) (listeners []net.Listener, addresses []string, err error) {
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			for _, l := range listeners {
+				_ = l.Close() // nobody was told of it
+			}
+			return nil, nil, fmt.Errorf("listen: %w", err)
+		}
+		listeners, addresses = append(listeners, l), append(addresses, l.Addr().String())
+	}
+	return listeners, addresses, nil
 }
 
 // serve accepts until the listener closes, and returns when its connections have

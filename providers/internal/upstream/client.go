@@ -208,6 +208,9 @@ func (c *Client) Name() string { return c.opts.Name }
 // Keys tells how the upstream's keys stand.
 func (c *Client) Keys() []providers.KeyState { return c.keys.states(time.Now()) }
 
+// OpenAt is when the first cooling key may be used again; zero while one may be used now.
+func (c *Client) OpenAt(now time.Time) time.Time { return c.keys.openAt(now) }
+
 // Close frees idle connections of the client's own transport.
 func (c *Client) Close() error {
 	if c.own != nil {
@@ -265,6 +268,8 @@ func (c *Client) Do(parent context.Context, r Request) (*Response, error) {
 		return nil, resp.refused(key)
 	}
 	c.keys.served(key)
+	now := time.Now()
+	c.keys.rest(key, exhausted(resp.Header, now), now)
 	return resp, nil
 }
 

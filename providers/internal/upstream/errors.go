@@ -40,16 +40,15 @@ type Complaint struct {
 	// so on.
 	Class inference.ErrorCode
 
+	// Refusal says why the request was refused, where another upstream might not. It
+	// counts where the class is inference.CodeUpstreamRejected.
+	Refusal inference.Refusal
+
 	// Final says that the same call will fail again, whatever the status says.
 	Final bool
 
 	// RetryAfter is what the body says beside the header.
 	RetryAfter time.Duration
-}
-
-func explainOpenAI(body []byte) Complaint {
-	said, typ, code, param, _ := openaiapi.ParseError(body)
-	return Complaint{Message: said, Code: code, Param: param, Final: code == "insufficient_quota" || typ == "invalid_request_error"}
 }
 
 // Fail classes an error that was met while the answer was read or handed on. One that
@@ -146,17 +145,20 @@ func (r *Response) refused(key *keyEntry) error {
 	said := c.opts.Explain(body)
 	e := &inference.Error{Status: r.Status, RetryAfter: max(retryAfter(r.Header, now), said.RetryAfter)}
 	e.Code, e.Retryable = classOf(r.Status, said)
+	if e.RetryAfter == 0 && r.Status == http.StatusTooManyRequests {
+		e.RetryAfter = resetAfter(r.Header, now)
+	}
 	switch e.Code {
 	case inference.CodeUpstreamAuth:
 		e.Retryable = c.keys.refuse(key, now)
 		e.Message = fmt.Sprintf("%s refused the operator's key (status %d)", c.opts.Name, r.Status)
 		return e
 	case inference.CodeUpstreamRateLimited:
-		if c.keys.cool(key, e.RetryAfter, now) && len(c.keys.entries) > 1 {
-			e.RetryAfter = 0 // another key may be used at once
+		if c.keys.cool(key, e.RetryAfter, now); len(c.keys.entries) > 1 {
+			e.RetryAfter = c.keys.next(now) // another key may be used sooner, or at once
 		}
 	case inference.CodeUpstreamRejected:
-		e.Param = c.scrub(said.Param)
+		e.Param, e.Refusal = c.scrub(said.Param), said.Refusal
 		if c.opts.PassErrors && openaiapi.Valid(body) && !c.betrays(body) {
 			e.Body = body
 		}
@@ -194,9 +196,23 @@ func (r *Response) Complained(said Complaint) error {
 	e := &inference.Error{Code: inference.CodeUpstreamError, Status: r.Status, Retryable: !said.Final, RetryAfter: said.RetryAfter}
 	if said.Class != "" {
 		e.Code = said.Class
+	} else if said.Refusal != "" {
+		e.Code, e.Retryable = inference.CodeUpstreamRejected, false // no status says whose fault it is
+	}
+	if e.Code == inference.CodeUpstreamRejected {
+		e.Refusal = said.Refusal
 	}
 	e.Message = r.client.words(r.client.opts.Name+" answered with an error", said)
 	return e
+}
+
+// Refused tells that the upstream answered with nothing but its refusal of the content.
+// It stands for the error that other upstreams give instead, and has such a one's status.
+func (r *Response) Refused(said string) error {
+	return &inference.Error{
+		Code: inference.CodeUpstreamRejected, Status: http.StatusBadRequest, Refusal: inference.RefusalContent,
+		Message: r.client.words(r.client.opts.Name+" refused the content", Complaint{Message: said}),
+	}
 }
 
 // Explain reads an error of the upstream's shape.

@@ -115,10 +115,29 @@ func (r *ring) cool(k *keyEntry, wait time.Duration, now time.Time) (others bool
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if wait > 0 || len(r.entries) > 1 {
-		k.until = now.Add(max(wait, coolLeast))
+	if wait == 0 && len(r.entries) > 1 {
+		wait = coolLeast
 	}
+	k.rest(now.Add(wait))
 	return r.available(now)
+}
+
+// rest sets a key aside that was served and may not be again for that long.
+func (r *ring) rest(k *keyEntry, wait time.Duration, now time.Time) {
+	if k == nil || wait <= 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k.rest(now.Add(wait))
+}
+
+// rest sets the key aside until then. Answers that overtake each other never shorten it.
+// The caller holds the ring's mu.
+func (k *keyEntry) rest(until time.Time) {
+	if !k.refused && until.After(k.until) {
+		k.until = until
+	}
 }
 
 // refuse sets aside a key that the upstream does not accept.
@@ -142,17 +161,29 @@ func (r *ring) available(now time.Time) bool {
 	return false
 }
 
-// next is when the first cooling key may be used again.
-func (r *ring) next(now time.Time) time.Duration {
+// openAt is when the first cooling key may be used again, zero while a key may be used
+// now and where there is none to wait for.
+func (r *ring) openAt(now time.Time) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	wait := time.Duration(0)
+	var first time.Time
 	for _, k := range r.entries {
-		if left := k.until.Sub(now); !k.refused && (wait == 0 || left < wait) {
-			wait = left
+		switch {
+		case !now.Before(k.until):
+			return time.Time{}
+		case !k.refused && (first.IsZero() || k.until.Before(first)):
+			first = k.until
 		}
 	}
-	return max(wait, 0)
+	return first
+}
+
+// next is how long the first cooling key has to wait yet.
+func (r *ring) next(now time.Time) time.Duration {
+	if at := r.openAt(now); !at.IsZero() {
+		return at.Sub(now)
+	}
+	return 0
 }
 
 func (r *ring) states(now time.Time) []providers.KeyState {

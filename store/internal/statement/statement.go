@@ -41,8 +41,8 @@ func RevokeKey(now string) string {
 const (
 	UsageColumns = `job_id, request_id, kind, tenant, key_id, model_asked, provider, model_served,
 	stream, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, estimated,
-	attempts, outcome, status, error_code, created_at, queue_us, first_token_us, total_us`
-	UsageColumnCount = 22
+	attempts, outcome, status, error_code, created_at, queue_us, first_token_us, total_us, tries`
+	UsageColumnCount = 23
 )
 
 // SelectUsage reads the records that the filter selects. It names only the conditions

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sluice/internal/adminapi"
+	"sluice/internal/config"
+)
+
+// Bounds on asking a running ingress, which only looks into its own memory.
+const (
+	askTimeout     = 10 * time.Second
+	maxAnswerBytes = 4 << 20
+)
+
+// askIngress has the running ingress explain what it would do.
+func (e *explainer) askIngress(cmd *cobra.Command, s *settings) (adminapi.ExplainResponse, error) {
+	var answer adminapi.ExplainResponse
+	loaded, err := s.loadAndWarn(cmd.ErrOrStderr(), config.RoleOperator)
+	if err != nil {
+		return answer, err
+	}
+	admin := loaded.Config.Admin
+	if admin.Address == "" {
+		return answer, errors.New("--live needs admin.address and admin.token in the configuration, as the running ingress has them")
+	}
+	body, err := json.Marshal(e.request)
+	if err != nil {
+		return answer, fmt.Errorf("encode the request: %w", err)
+	}
+	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodPost, baseURL(admin.Address)+adminapi.ExplainPath, bytes.NewReader(body))
+	if err != nil {
+		return answer, fmt.Errorf("ask the ingress at admin.address %s: %w", admin.Address, err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+admin.Token.Reveal())
+	// The token goes to the configured address alone: not through a proxy of the
+	// environment, and not to wherever an answer points.
+	client := &http.Client{
+		Timeout: askTimeout, Transport: &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return answer, fmt.Errorf("ask the ingress at admin.address %s: %w", admin.Address, err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
+	switch {
+	case err != nil:
+		return answer, fmt.Errorf("read the answer of the ingress at admin.address %s: %w", admin.Address, err)
+	case len(text) > maxAnswerBytes:
+		return answer, fmt.Errorf("the answer of the ingress at admin.address %s is longer than %d bytes", admin.Address, maxAnswerBytes)
+	case resp.StatusCode != http.StatusOK:
+		return answer, refusedBy(admin.Address, resp.StatusCode, text)
+	}
+	if err := json.Unmarshal(text, &answer); err != nil {
+		return answer, fmt.Errorf("read the answer of the ingress at admin.address %s: %w", admin.Address, err)
+	}
+	return answer, nil
+}
+
+// refusedBy says what an ingress has against the question.
+func refusedBy(address string, status int, text []byte) error {
+	if status == http.StatusUnauthorized || status == http.StatusForbidden {
+		return fmt.Errorf("the ingress at admin.address %s does not accept admin.token", address)
+	}
+	var body struct {
+		Error struct {
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal(text, &body); err != nil || body.Error.Message == "" {
+		return fmt.Errorf("the ingress at admin.address %s answered %d", address, status)
+	}
+	const most = 500
+	message := body.Error.Message[:min(len(body.Error.Message), most)]
+	return fmt.Errorf("the ingress at admin.address %s answered %d: %q", address, status, message)
+}

@@ -1,0 +1,180 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/queue"
+)
+
+// block is why no call may be made at the moment, and what to wait for.
+type block struct {
+	until  time.Time       // zero: not known
+	turned <-chan struct{} // closed when the breaker changes; nil without one
+}
+
+// wait is how long to wait at the least; zero when that is not known.
+func (b *block) wait(now time.Time) time.Duration {
+	if b == nil || b.until.IsZero() {
+		return 0
+	}
+	return max(b.until.Sub(now), time.Millisecond)
+}
+
+// Bounds of what is held without a slot. Beyond them a job keeps its slot while it
+// waits, so that the queue keeps the rest.
+const (
+	heldMost  = 4096
+	heldBytes = 64 << 20
+)
+
+// hold waits until the provider may be called, or the job's time is over. Meanwhile the
+// slot is free for jobs that can go elsewhere; afterwards the job has one again. It
+// returns false, without a slot, when the worker is to stop.
+func (p *pool) hold(ctx context.Context, x *execution, s *slot) bool {
+	ctx, cancel := context.WithDeadline(ctx, x.job.Deadline)
+	defer cancel()
+	size := int64(len(x.job.Body))
+	if jobs, bytes := p.heldJobs.Add(1), p.heldSize.Add(size); jobs <= heldMost && bytes <= heldBytes {
+		s.release()
+	}
+	p.worker.news.Store(true)
+	p.pause(ctx, x.blocked)
+	p.heldJobs.Add(-1)
+	p.worker.news.Store(true)
+	err := s.retake(ctx, p.quit)
+	p.heldSize.Add(-size)
+	if errors.Is(err, queue.ErrStopped) {
+		s.release()
+		return false
+	}
+	return true
+}
+
+// holdAtMost is how long a held job waits before it looks again by itself.
+const holdAtMost = 5 * time.Second
+
+// pause waits for what stands in the way. A worker that is to stop does not wait.
+func (p *pool) pause(ctx context.Context, b *block) {
+	wait := holdAtMost
+	if known := b.wait(time.Now()); known > 0 {
+		wait = known
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-b.turned:
+	case <-p.quit:
+	}
+}
+
+// peersPause is how long a job waits for another worker that is to have it, and
+// peersTries how often in a row this worker leaves it.
+const (
+	peersPause = 50 * time.Millisecond
+	peersTries = 20
+)
+
+// leftToPeers reports whether the job failed here and another worker is to have it.
+func (p *pool) leftToPeers(job *inference.Job) bool {
+	n := p.worker.failed.count(job.ID)
+	if n == 0 || n > peersTries || p.worker.peers.well(p.member.Name, job.Candidate().Model, time.Now()) == 0 {
+		return false
+	}
+	p.worker.failed.add(job.ID)
+	return true
+}
+
+// giveBack puts the job back into its queue for another worker, and tells the ingress,
+// so that it does not take this one for lost.
+func (p *pool) giveBack(x *execution) {
+	delay := time.Duration(0)
+	if p.worker.failed.add(x.job.ID) > 1 {
+		delay = peersPause // it came back here before
+	}
+	p.worker.hold.remove(x.held)
+	p.passed(x, queue.Place{})
+	x.held.delivery.Nak(delay)
+}
+
+func (p *pool) passed(x *execution, next queue.Place) {
+	w := &queue.Passed{JobID: x.job.ID, Run: x.held.run, Worker: p.worker.opt.ID, Attempts: x.attempts(), Tries: x.allTries(), Next: next}
+	if err := p.worker.answer.Passed(w); err != nil {
+		p.worker.log.Warn("ingress not told of a job passed on", "job_id", x.job.ID, "error", err)
+	}
+}
+
+// Bounds of the publishing of a job that is passed on.
+const (
+	forwardTries = 3
+	forwardPause = time.Second
+)
+
+// forward publishes the job to the queue of the next candidate that may serve it, and
+// acknowledges it here once the server has it there. It returns false when no
+// candidate's queue takes the job.
+func (p *pool) forward(work context.Context, x *execution, end *queue.End) bool {
+	reason := end.Err.Reason()
+	job := *x.job
+	job.Epoch, job.Attempts, job.Tries = job.Epoch+1, x.attempts(), x.allTries()
+	ctx := context.WithoutCancel(work)
+	p.worker.hold.remove(x.held) // its next message may come to this worker, too
+	for tries := 0; ; {
+		rest := inference.NextCandidates(job.Candidates, reason, p.worker.alive)
+		if len(rest) == 0 {
+			p.worker.hold.add(x.held)
+			return false
+		}
+		to := job
+		to.Candidates = rest
+		seq, err := p.worker.answer.Forward(ctx, &to, x.bodyRef)
+		switch {
+		case err == nil:
+			p.passed(x, queue.Place{Candidates: rest, Seq: seq})
+			x.held.delivery.Ack()
+			p.metrics.failedOver(reason)
+			p.worker.log.Info("job passed on", "request_id", job.RequestID, "job_id", job.ID, "provider", p.member.Name, "to", rest[0].Provider, "code", string(end.Err.Code))
+			return true
+		case errors.Is(err, queue.ErrFull), errors.Is(err, queue.ErrNoQueue):
+			job.Candidates = append(job.Candidates[:1:1], rest[1:]...)
+		default:
+			p.worker.log.Warn("job not passed on", "job_id", job.ID, "to", rest[0].Provider, "error", err)
+			if tries++; tries == forwardTries {
+				// The server may have it there or not: it comes again here, and is asked about.
+				p.passed(x, queue.Place{})
+				x.held.delivery.Nak(forwardPause)
+				return true
+			}
+		}
+	}
+}
+
+// throttle takes no more jobs than may be called while this worker's upstream is the one
+// that fails: the provider's other workers have the queue to themselves then.
+func (p *pool) throttle(now time.Time) {
+	taker := p.taker()
+	if taker == nil {
+		return
+	}
+	most := p.member.Slots
+	states := p.breakers.states(now)
+	for i, s := range states {
+		if s.Breaker == inference.BreakerClosed || p.worker.peers.well(p.member.Name, s.Model, now) == 0 {
+			most = p.member.Slots
+			break
+		}
+		if i == 0 {
+			most = 0
+		}
+		if s.Breaker == inference.BreakerHalfOpen {
+			most = max(p.member.Breaker.Probes, 1)
+		}
+	}
+	taker.Bound(most)
+	workers := len(p.worker.peers.of(p.member.Name, now)) + 1
+	taker.Share(max((int(p.limit.Load())+workers-1)/workers, 1))
+}
