@@ -125,14 +125,18 @@ func tellDropped(h http.Header, name string, fields []string) {
 	}
 }
 
-// triesHeader names the calls that failed before the one that answered, as
-// "provider/model error-code".
-const triesHeader = "X-Sluice-Failed-Attempts"
+// triesHeader names the calls that failed before the one that answered, the last of them,
+// as "provider/model error-code".
+const (
+	triesHeader = "X-Sluice-Failed-Attempts"
+	triesShown  = 8
+)
 
 func tellTries(h http.Header, name string, tries []inference.Try) {
 	if len(tries) == 0 {
 		return
 	}
+	tries = tries[max(len(tries)-triesShown, 0):]
 	said := make([]string, len(tries))
 	for i, t := range tries {
 		said[i] = url.PathEscape(t.Provider) + "/" + url.PathEscape(t.Model) + " " + string(t.Code)

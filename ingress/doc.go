@@ -7,12 +7,13 @@
 //
 //	server.go   routes and what every request passes
 //	keys.go     who is it
-//	chat.go     check, route, accept (body.go reads what comes, directory.go knows who serves what)
-//	flight.go   one accepted job until its answer is accounted for
+//	chat.go     check, route, accept (body.go reads what comes, route.go asks who may serve it, directory.go knows)
+//	flight.go   one accepted job until its answer is accounted for (claim.go: which run of it counts)
 //	answer.go   the plain answer
 //	stream.go   the streamed answer (sse.go frames it, feed.go holds what is not yet sent)
 //	resume.go   the same, for a client that comes back
 //
 // flights.go hears everything that the queue says about jobs, sweep.go looks after those
-// that nothing is heard of, and ledger.go writes down what became of them.
+// that nothing is heard of, and ledger.go writes down what became of them. admin.go is the
+// operators' side, on a listener of its own.
 package ingress

@@ -35,6 +35,7 @@ type flight struct {
 	lost       bool      // no more is expected of whoever held it
 	lostRuns   int
 	begun      bool // a chunk of the run has come: no other run can take over
+	opened     bool // other ingresses have been told of its events
 	first      firstChunk
 
 	end     *queue.End // the answer, or the error instead of it
@@ -126,7 +127,7 @@ func (f *flight) finish(e *queue.End, outcome inference.Outcome) bool {
 		return false
 	}
 	own := e.Run == queue.Run{}
-	if !own && (f.begun && e.Run != f.run || e.Run.Before(f.run) && e.Err != nil) {
+	if !own && (f.begun && e.Run != f.run || e.Run.Before(f.run) && (e.Err != nil || e.LastSeq > 0)) {
 		return false // a fenced run; a whole plain answer is welcome whoever made it
 	}
 	if !f.closing.IsZero() {

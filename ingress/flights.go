@@ -81,81 +81,6 @@ func (fs *flights) prepare(ctx context.Context, f *flight) error {
 	return nil
 }
 
-// queueGone is how long the queue may be out of reach before new requests are refused
-// at once. Shorter outages, such as a server's restart, they wait out.
-const queueGone = 15 * time.Second
-
-// ready reports why no request can be taken in at the moment, if so.
-func (fs *flights) ready() error {
-	if fs.conn.DisconnectedFor() > queueGone {
-		return errQueueGone(nil)
-	}
-	return nil
-}
-
-func errQueueGone(err error) *inference.Error {
-	return &inference.Error{Code: inference.CodeQueueUnavailable, Retryable: true, Message: "The queue is not available at the moment.", Err: err}
-}
-
-// fullFor is how long a queue is taken to be full after it has said so. It spares a
-// queue that is under more load than it can take most of the asking, and is short
-// against the time in which a place is missed.
-const fullFor = 5 * time.Millisecond
-
-// room reports why the job cannot be taken in: there are too many here, or its queue has
-// just said that it is full, and so have those of the candidates that may stand in.
-func (fs *flights) room(job *inference.Job, now time.Time) error {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if len(fs.byID) >= fs.most {
-		return errBusy()
-	}
-	candidates := job.Candidates
-	for now.Sub(fs.fullAt[candidates[0].Provider]) < fullFor {
-		candidates = inference.NextCandidates(candidates, inference.ReasonUnavailable|inference.ReasonRateLimited, fs.workers.alive)
-		if len(candidates) == 0 {
-			provider := job.Candidate().Provider
-			fs.metrics.refused(provider)
-			return fs.publishError(queue.ErrFull, provider)
-		}
-	}
-	job.Candidates = candidates
-	return nil
-}
-
-// load is how many jobs of this ingress are with the provider.
-func (fs *flights) load(provider string) int {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	return fs.counts[provider]
-}
-
-// recount takes a flight to the provider that has it now.
-func (fs *flights) recount(f *flight) {
-	provider := f.provider()
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if fs.byID[f.job.ID] != f || f.counted == provider {
-		return
-	}
-	fs.uncount(f)
-	f.counted = provider
-	fs.counts[provider]++
-}
-
-// uncount is called under mu.
-func (fs *flights) uncount(f *flight) {
-	if fs.counts[f.counted]--; fs.counts[f.counted] <= 0 {
-		delete(fs.counts, f.counted)
-	}
-}
-
-func (fs *flights) noteFull(provider string) {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	fs.fullAt[provider] = time.Now()
-}
-
 func (fs *flights) find(jobID string) *flight {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -187,101 +112,6 @@ func (fs *flights) all() []*flight {
 		list = append(list, f)
 	}
 	return list
-}
-
-// Published implements queue.Replies.
-func (fs *flights) Published(jobID string, epoch int, seq uint64, err error) {
-	f := fs.find(jobID)
-	if f == nil {
-		return
-	}
-	if err != nil {
-		fs.notPublished(f, epoch, err)
-		return
-	}
-	f.mu.Lock()
-	news := f.job.Epoch == epoch && f.place.seq == 0
-	first := news && !f.place.known
-	if news {
-		f.place.seq, f.place.known = seq, true
-	}
-	left := !f.closing.IsZero()
-	f.mu.Unlock()
-	if !news {
-		return
-	}
-	if left {
-		fs.side.Go(func() { fs.cancel(f) }) // the client went before the server had the job
-		return
-	}
-	if f.job.Stream && first {
-		if err := fs.dispatch.Open(f.job); err != nil {
-			fs.log.Warn("events not opened", "job_id", jobID, "error", err)
-		}
-	}
-}
-
-// notPublished takes a job whose queue is full to another candidate's, and ends its
-// flight if there is none. A queue that is not there is made again, and the sweep
-// repeats the publish.
-func (fs *flights) notPublished(f *flight, epoch int, err error) {
-	full := errors.Is(err, queue.ErrFull)
-	now := time.Now()
-	f.mu.Lock()
-	current, known, provider := f.job.Epoch == epoch && f.place.seq == 0, f.place.known, f.at().Provider
-	aside := current && full && f.sidestep(now, fs.workers.alive)
-	if current && !aside {
-		f.place.sent = now.Add(sweepEvery - confirmWait) // soon again, not at once
-	}
-	again := f.message()
-	f.mu.Unlock()
-	switch {
-	case !current:
-	case aside:
-		fs.noteFull(provider)
-		fs.recount(f)
-		if err := fs.dispatch.Publish(&again, f.bodyRef); err != nil {
-			fs.log.Warn("job not sent; it will be tried again", "job_id", again.ID, "error", err)
-		}
-	case full && !known:
-		fs.noteFull(provider)
-		fs.refuse(f, fs.publishError(err, provider))
-	default:
-		fs.needStreams()
-	}
-}
-
-// message is the job as it is published now. The caller holds mu.
-func (f *flight) message() inference.Job {
-	m := *f.job
-	m.Attempts, m.Tries = f.attempts, f.tries
-	if f.candidates != nil {
-		m.Candidates = f.candidates
-	}
-	return m
-}
-
-// refuse ends a flight that was never accepted: it has no row in the ledger.
-func (fs *flights) refuse(f *flight, err error) {
-	if !f.finish(&queue.End{JobID: f.job.ID, Err: inference.AsError(err)}, inference.OutcomeRejected) {
-		return
-	}
-	fs.remove([]string{f.job.ID})
-	fs.side.Go(func() { fs.dropBlob(f.job.ID, f.bodyRef) }) // the caller must not block
-	fs.metrics.refused(f.provider())
-	if f.feed != nil {
-		f.feed.abort(*f.end)
-	}
-}
-
-func (fs *flights) publishError(err error, provider string) error {
-	if errors.Is(err, queue.ErrFull) {
-		return &inference.Error{
-			Code: inference.CodeQueueFull, Retryable: true, RetryAfter: fs.workers.retryAfter(provider),
-			Message: "The queue of this model's provider is full. Try again later.", Err: err,
-		}
-	}
-	return errQueueGone(err)
 }
 
 // Events implements queue.Replies.
@@ -359,6 +189,7 @@ func (fs *flights) Claimed(c queue.Claim) queue.Judgement {
 	}
 	judged, lost := f.claim(c, time.Now())
 	fs.recount(f)
+	fs.openEvents(f)
 	if lost != nil {
 		fs.end(f, lost)
 	}
@@ -370,6 +201,7 @@ func (fs *flights) Passed(p *queue.Passed) {
 	f := fs.find(p.JobID)
 	if f != nil && f.passed(p, time.Now()) {
 		fs.recount(f)
+		fs.openEvents(f)
 		return
 	}
 	if len(p.Next.Candidates) > 0 { // nobody waits for the job any more

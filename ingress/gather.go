@@ -142,6 +142,7 @@ type gathered struct {
 	lastModels  []string // of the worker before, which mostly are the next one's too
 	limit, most int      // of calls at once: what the provider bears, and what the configuration allows
 	ownQueued   int
+	refused     int // workers whose keys are
 	newest      time.Time
 	standings   map[string]*standing
 }
@@ -169,6 +170,9 @@ func (g *gathered) add(p *queue.ProviderPresence, since time.Time) {
 		g.Models, g.lastModels = append(g.Models, p.Models...), p.Models
 	}
 	g.Workers++
+	if p.Refused {
+		g.refused++
+	}
 	g.limit, g.most = max(g.limit, p.Limit), max(g.most, p.Concurrency)
 	g.InFlight += p.InFlight
 	g.Held += p.Held
@@ -202,6 +206,7 @@ func (g gathering) states() map[string]providerState {
 		slices.Sort(p.Models)
 		p.Models = slices.Compact(p.Models)
 		p.Limit = cmp.Or(p.limit, p.most)
+		p.Refused = p.Workers > 0 && p.refused == p.Workers
 		p.Queued = cmp.Or(p.Queued, p.ownQueued)
 		for model, s := range p.standings {
 			p.States = append(p.States, inference.ModelState{Model: model, Breaker: s.breaker(p.Workers), FirstToken: s.firstToken()})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/queue"
 )
 
 // sweepEvery is how often flights are looked at that nothing is heard of.
@@ -196,12 +197,22 @@ const (
 	needUsageRow        // the worker's last word did not come
 	needCancel          // the client did not come back
 	needExpiry          // the deadline has passed, and no client of this ingress watches it
+	needAside           // the provider has no worker left, and another candidate has
 )
 
 // lookAfter decides under the flight's lock and acts without it.
 func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 	f.mu.Lock()
 	n := f.needs(now, connectedAt)
+	left := queue.Place{Candidates: []inference.Candidate{f.at()}, Seq: f.place.seq}
+	if n == needNothing && f.deserted(now, connectedAt, fs.workers.alive) {
+		n = needAside
+		if f.held {
+			f.lostRuns++
+		}
+		f.sidestep(now, fs.workers.alive)
+		f.run, f.held = queue.Run{Epoch: f.job.Epoch}, false
+	}
 	switch n {
 	case needRepeat:
 		f.place.sent = now
@@ -223,6 +234,8 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 		if err := fs.dispatch.Publish(&again, f.bodyRef); err != nil {
 			fs.log.Warn("job not sent again", "job_id", again.ID, "error", err)
 		}
+	case needAside:
+		fs.aside(f, &again, left)
 	case needRefusal:
 		// The server may have the job after all and only have failed to say so: it has a row.
 		fs.end(f, errQueueGone(nil))
@@ -237,6 +250,38 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 	case needExpiry:
 		fs.leave(f, inference.OutcomeExpired, errDeadline(f.job))
 	}
+}
+
+// asideAfter is how long a job waits for a provider without workers before it goes to
+// another candidate.
+const asideAfter = 2 * time.Second
+
+// deserted reports whether the job waits for a provider that has no worker left, or was
+// in the hands of one that is gone, while another candidate is alive. The caller holds
+// mu.
+func (f *flight) deserted(now, connectedAt time.Time, alive func(inference.Candidate) bool) bool {
+	if f.ended || f.begun || !f.closing.IsZero() || f.clientGone || f.place.seq == 0 || len(f.candidates) < 2 {
+		return false
+	}
+	heard := later(later(f.heardAt, connectedAt), f.place.sent)
+	if now.Sub(heard) < asideAfter || f.held && now.Sub(heard) < aliveFor || alive(f.at()) {
+		return false
+	}
+	return len(inference.NextCandidates(f.candidates, inference.ReasonUnavailable, alive)) > 0
+}
+
+// aside publishes the job for its next candidate and takes it away where it was.
+func (fs *flights) aside(f *flight, job *inference.Job, left queue.Place) {
+	fs.recount(f)
+	fs.log.Info("job goes to another provider: its own has no worker", "job_id", job.ID, "provider", left.Candidates[0].Provider, "to", job.Candidate().Provider)
+	if err := fs.dispatch.Publish(job, f.bodyRef); err != nil {
+		fs.log.Warn("job not sent; it will be tried again", "job_id", job.ID, "error", err)
+	}
+	fs.side.Go(func() {
+		if err := fs.dispatch.Remove(context.Background(), job.ID, left.Candidates[0].Provider, left.Seq); err != nil {
+			fs.log.Debug("job not taken out of its queue", "job_id", job.ID, "error", err)
+		}
+	})
 }
 
 // needs is the pure part of looking after. The caller holds mu.

@@ -26,12 +26,18 @@ type BreakerSettings struct {
 // openFor is how long a breaker stays open whose settings do not say.
 const openFor = 10 * time.Second
 
-// windowParts is how many parts a window moves on by.
-const windowParts = 10
+// Bounds of the models of a provider that are followed. A call of another one is made
+// without a breaker.
+const (
+	maxModels    = 256
+	maxModelName = 256 // bytes
+)
 
-// maxModels bounds how many models of a provider are followed. A call of one more is
-// made without a breaker.
-const maxModels = 256
+// Bounds of what is announced of them, those first that cannot be called.
+const (
+	statesMost  = 128
+	statesBytes = 32 << 10
+)
 
 // modelIdle is how long a model is remembered that nobody calls.
 const modelIdle = 10 * time.Minute
@@ -53,9 +59,16 @@ type breaker struct {
 	gate  *gobreaker.TwoStepCircuitBreaker[struct{}]
 	pace  pace
 
+	// recent counts the calls by when they ended. The library's own window leaves out
+	// those that began before it, and with them every timeout that is longer.
+	recent window
+
+	used time.Time // guarded by the breakers' lock
+
 	mu        sync.Mutex
-	used      time.Time
+	state     gobreaker.State
 	openUntil time.Time
+	asked     time.Time     // until when the provider asked to be left alone
 	turned    chan struct{} // closed when the state changes, and replaced
 }
 
@@ -72,27 +85,49 @@ func (bs *breakers) of(model string, now time.Time) *breaker {
 	defer bs.mu.Unlock()
 	b, ok := bs.byModel[model]
 	if !ok {
-		if len(bs.byModel) >= maxModels {
+		if len(model) > maxModelName || len(bs.byModel) >= maxModels && !bs.evict() {
 			return nil
 		}
 		b = bs.make(model)
 		bs.byModel[model] = b
 	}
-	b.mu.Lock()
 	b.used = now
-	b.mu.Unlock()
 	return b
+}
+
+// evict forgets the model that was not called for the longest time, of those whose
+// breaker is not open: clients may ask for any number of names. The caller holds mu.
+func (bs *breakers) evict() bool {
+	var oldest *breaker
+	for _, b := range bs.byModel {
+		if b.closed() && (oldest == nil || b.used.Before(oldest.used)) {
+			oldest = b
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(bs.byModel, oldest.model)
+	bs.forgotten(oldest.model)
+	return true
+}
+
+// closed reports whether nothing stands in the way of calls.
+func (b *breaker) closed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state == gobreaker.StateClosed
 }
 
 func (bs *breakers) make(model string) *breaker {
 	s := bs.settings
-	b := &breaker{model: model, turned: make(chan struct{})}
+	b := &breaker{model: model, turned: make(chan struct{}), recent: window{span: s.Window}}
 	b.gate = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Name: model, MaxRequests: uint32(max(s.Probes, 1)), Interval: s.Window, BucketPeriod: s.Window / windowParts, Timeout: s.OpenFor,
+		Name: model, MaxRequests: uint32(max(s.Probes, 1)), Timeout: s.OpenFor,
 		ReadyToTrip: func(c gobreaker.Counts) bool {
-			calls := c.TotalSuccesses + c.TotalFailures
+			ok, failed := b.recent.counts(time.Now())
 			return s.Failures > 0 && int(c.ConsecutiveFailures) >= s.Failures ||
-				s.FailureRate > 0 && int(calls) >= max(s.MinCalls, 1) && float64(c.TotalFailures) >= s.FailureRate*float64(calls)
+				s.FailureRate > 0 && ok+failed >= max(s.MinCalls, 1) && float64(failed) >= s.FailureRate*float64(ok+failed)
 		},
 		IsSuccessful:  func(err error) bool { return !failing(err) },
 		IsExcluded:    excluded,
@@ -105,7 +140,8 @@ func (bs *breakers) make(model string) *breaker {
 func (b *breaker) turn(to gobreaker.State, forSo time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.openUntil = time.Time{}
+	b.state, b.openUntil = to, time.Time{}
+	b.recent.clear()
 	if to == gobreaker.StateOpen {
 		b.openUntil = time.Now().Add(forSo)
 	}
@@ -133,11 +169,11 @@ func (b *breaker) waits() (turned <-chan struct{}, until time.Time) {
 // if not, the error says why, and the block what to wait for.
 func (p *pool) admit(model string) (done func(error), b *block, err error) {
 	now := time.Now()
-	if until := p.openAt(now); until.After(now) {
-		e := &inference.Error{Code: inference.CodeUpstreamRateLimited, Retryable: true, RetryAfter: until.Sub(now), Message: "The provider asks to be called less often."}
-		return nil, &block{until: until}, e
-	}
 	breaker := p.breakers.of(model, now)
+	if until := p.openAt(breaker, now); until.After(now) {
+		e := &inference.Error{Code: inference.CodeUpstreamRateLimited, Retryable: true, RetryAfter: until.Sub(now), Message: "The provider asks to be called less often."}
+		return nil, &block{until: until, err: e}, e
+	}
 	if breaker == nil {
 		return func(error) {}, nil, nil
 	}
@@ -148,9 +184,12 @@ func (p *pool) admit(model string) (done func(error), b *block, err error) {
 		if until.After(now) {
 			e.RetryAfter = until.Sub(now)
 		}
-		return nil, &block{until: until, turned: turned}, e
+		return nil, &block{until: until, turned: turned, err: e}, e
 	}
 	return func(err error) {
+		if !excluded(err) {
+			breaker.recent.add(failing(err), time.Now())
+		}
 		report(err)
 		if excluded(err) {
 			breaker.wake() // a probe that said nothing makes room for the next one
@@ -158,10 +197,27 @@ func (p *pool) admit(model string) (done func(error), b *block, err error) {
 	}, nil, nil
 }
 
-// openAt is when the provider may be called again that asked to be left alone, be it by
-// its keys or as a whole; a time that has passed means now.
-func (p *pool) openAt(now time.Time) time.Time {
-	until := time.Unix(0, p.asked.Load())
+// askedMost bounds how long a model is left alone because one answer asked for it.
+const askedMost = 10 * time.Minute
+
+// ask notes until when the provider asked to be left alone with the model. An answer that
+// overtakes another does not make the wait shorter.
+func (b *breaker) ask(until time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if until.After(b.asked) {
+		b.asked = until
+	}
+}
+
+// openAt is when the provider may be called again that asked to be left alone, with this
+// model or with all of its keys; a time that has passed means now.
+func (p *pool) openAt(b *breaker, now time.Time) (until time.Time) {
+	if b != nil {
+		b.mu.Lock()
+		until = b.asked
+		b.mu.Unlock()
+	}
 	if g, ok := p.member.Provider.(providers.Gate); ok {
 		if at := g.OpenAt(now); at.After(until) {
 			return at
@@ -185,14 +241,9 @@ func failing(err error) bool {
 }
 
 // excluded reports whether a call's error says nothing of the provider's health: it was
-// our side that ended the call, or the provider has no room (429) or no account for it.
-// A fault of the client's that the provider points out shows that it is well.
-func excluded(err error) bool {
-	if err == nil || failing(err) {
-		return false
-	}
-	return inference.AsError(err).Code != inference.CodeUpstreamRejected
-}
+// our side that ended the call, the provider has no room (429) or no account for it, or
+// it points out a fault of the client's.
+func excluded(err error) bool { return err != nil && !failing(err) }
 
 func stateName(s gobreaker.State) string {
 	switch s {
@@ -206,34 +257,46 @@ func stateName(s gobreaker.State) string {
 }
 
 // states tells how the models stand that were called of late, by name, and forgets the
-// others.
+// others. Of too many those are left out that were not called for the longest time.
 func (bs *breakers) states(now time.Time) []inference.ModelState {
 	all := bs.list(now)
-	list := make([]inference.ModelState, 0, len(all))
+	list := make([]inference.ModelState, 0, min(len(all), statesMost))
+	size := 0
 	for _, b := range all {
+		if len(list) == statesMost || size+len(b.model) > statesBytes {
+			break
+		}
+		size += len(b.model)
 		list = append(list, inference.ModelState{Model: b.model, Breaker: stateName(b.gate.State()), FirstToken: b.pace.firstToken()})
 	}
 	slices.SortFunc(list, func(a, b inference.ModelState) int { return strings.Compare(a.Model, b.Model) })
 	return list
 }
 
-// list returns the breakers of models called of late. They must not be asked for their
+// list returns the breakers of models called of late, the open ones first, then those
+// called last. They must not be asked for their
 // state under mu, since a breaker that changes is locked when it says so.
 func (bs *breakers) list(now time.Time) []*breaker {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
 	list := make([]*breaker, 0, len(bs.byModel))
 	for model, b := range bs.byModel {
-		b.mu.Lock()
-		idle := now.Sub(b.used) > modelIdle
-		b.mu.Unlock()
-		if idle {
+		if now.Sub(b.used) > modelIdle {
 			delete(bs.byModel, model)
 			bs.forgotten(model)
 			continue
 		}
 		list = append(list, b)
 	}
+	slices.SortFunc(list, func(a, b *breaker) int {
+		if x, y := a.closed(), b.closed(); x != y {
+			if y {
+				return -1
+			}
+			return 1
+		}
+		return b.used.Compare(a.used)
+	})
 	return list
 }
 

@@ -21,6 +21,7 @@ type outlook struct {
 	err      *inference.Error // nil: it was answered
 	started  bool             // chunks have been sent: no other run may follow
 	blocked  bool             // no call was made, because none may be at the moment
+	waited   time.Duration    // since it first might not be
 	wait     time.Duration    // until the provider may be called, zero when that is not known
 	left     time.Duration    // until the deadline
 	patience time.Duration    // of a job that another candidate could serve
@@ -37,12 +38,11 @@ func dispose(o outlook) disposition {
 		return toAnswer
 	}
 	reason := o.err.Reason()
-	mayHold := o.blocked || reason == inference.ReasonRateLimited && o.wait > 0
-	mayHold = mayHold && o.wait < o.left
+	mayHold := o.blocked || reason == inference.ReasonRateLimited && o.wait > 0 && o.wait < o.left
 	switch {
 	case reason == 0:
 		return toAnswer
-	case reason == inference.ReasonRateLimited && mayHold && o.wait <= o.patience && !o.leaving:
+	case reason == inference.ReasonRateLimited && mayHold && o.waited+o.wait <= o.patience && !o.leaving:
 		return toHold
 	case o.peers && reason&(inference.ReasonUnavailable|inference.ReasonTimeout) != 0:
 		return toGiveBack

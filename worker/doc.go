@@ -7,7 +7,12 @@
 //	pool.go     a provider's slots: take a delivery and see it through
 //	judge.go    of a job that others may have: ask whether to run it, or to go on
 //	execute.go  call the provider, with retries, and pass its chunks on
+//	dispose.go  what becomes of it: an answer, or another try, here or elsewhere
+//	pass.go     hold it, give it back, or pass it on to the next candidate
 //	settle.go   hand over the end and acknowledge the job once it is accounted for
+//
+// Whether a provider may be called is in breaker.go, how much at once in govern.go, and
+// what other workers say of themselves in peers.go.
 //
 // A job is acknowledged only after its ingress has the answer and the usage stream
 // its record. Whatever happens before that, another worker gets the job.

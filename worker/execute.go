@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"sluice/internal/inference"
@@ -18,16 +19,17 @@ type execution struct {
 	bodyRef string
 	held    *held
 
-	recorder *queue.Recorder // of a streamed answer
-	seq      uint64          // chunks sent so far
-	tries    int             // calls made in this run
-	limited  int             // those of them that the provider answered with a wait
-	failed   []inference.Try // those of them that failed
-	blocked  *block          // why no call may be made at the moment
-	fetched  bool            // the body is here
-	dropped  []string        // fields of the request that the provider could not honour
-	calledAt time.Time       // when the last call began
-	goesBack bool            // its body cannot be fetched at the moment
+	recorder  *queue.Recorder // of a streamed answer
+	seq       uint64          // chunks sent so far
+	tries     int             // calls made in this run
+	limited   int             // those of them that the provider answered with a wait
+	failed    []inference.Try // those of them that failed
+	blocked   *block          // why no call may be made at the moment
+	blockedAt time.Time       // when first none might be made
+	fetched   bool            // the body is here
+	dropped   []string        // fields of the request that the provider could not honour
+	calledAt  time.Time       // when the last call began
+	goesBack  bool            // its body cannot be fetched at the moment
 }
 
 // Bounds of the fetching of a body.
@@ -52,6 +54,9 @@ func (x *execution) run(ctx context.Context) *queue.End {
 
 	end := &queue.End{JobID: x.job.ID, Run: x.held.run, Worker: p.worker.opt.ID, Provider: p.member.Name}
 	err := x.prepare(ctx)
+	if err == nil {
+		err = p.able(x.job)
+	}
 	if err == nil {
 		err = x.callWithRetries(ctx, end)
 	}
@@ -103,7 +108,7 @@ func (x *execution) allTries() []inference.Try {
 	if len(x.failed) == 0 {
 		return x.job.Tries
 	}
-	return append(x.job.Tries[:len(x.job.Tries):len(x.job.Tries)], x.failed...)
+	return append(slices.Clip(x.job.Tries), x.failed...)
 }
 
 // callWithRetries calls the provider until it answers, or another call would not help,
@@ -121,7 +126,7 @@ func (x *execution) callWithRetries(ctx context.Context, end *queue.End) error {
 		wait, again := retryAfter(retryState{
 			err: e, tries: x.tries, maxRetries: x.pool.member.MaxRetries, started: x.seq > 0, left: time.Until(x.job.Deadline),
 		})
-		if !again || !x.pool.budget.take(time.Now()) {
+		if !again || wait > x.pool.member.Patience && x.next(e) || !x.pool.budget.take(time.Now()) {
 			return err
 		}
 		x.pool.metrics.retries.Inc()
@@ -141,6 +146,9 @@ func (x *execution) tryOnce(ctx context.Context, end *queue.End) error {
 	done, blocked, err := p.admit(model)
 	if err != nil {
 		x.blocked = blocked
+		if x.blockedAt.IsZero() {
+			x.blockedAt = time.Now()
+		}
 		return err
 	}
 	if x.tries++; x.tries == 1 {
@@ -149,7 +157,11 @@ func (x *execution) tryOnce(ctx context.Context, end *queue.End) error {
 	x.calledAt = time.Now()
 	err = x.call(ctx, end)
 	spent := time.Since(x.calledAt)
-	done(err)
+	if ended := ctx.Err(); ended != nil {
+		done(ended) // whatever the adapter made of it
+	} else {
+		done(err)
+	}
 	end.Upstream += spent
 	p.metrics.upstream.Observe(spent.Seconds())
 	if err == nil {
@@ -171,14 +183,15 @@ func (x *execution) paced(end *queue.End, spent time.Duration) {
 func (x *execution) tryFailed(ctx context.Context, e *inference.Error, spent time.Duration) {
 	x.logFailure(ctx, e)
 	now := time.Now()
-	if e.Code == inference.CodeUpstreamRateLimited {
-		if e.RetryAfter > 0 {
-			x.limited++
-			x.blocked = &block{until: now.Add(max(e.RetryAfter, limitedWait(x.limited)))}
-			x.pool.asked.Store(now.Add(e.RetryAfter).UnixNano())
+	if e.Status == 0 && (e.Code == inference.CodeUpstreamRateLimited || e.Code == inference.CodeUpstreamAuth) {
+		x.tries-- // no key could be used, so there was no call
+		if e.Code == inference.CodeUpstreamRateLimited {
+			x.wait(e, now)
 		}
-		x.pool.limited.Add(1)
-		x.pool.worker.news.Store(true)
+		return
+	}
+	if e.Code == inference.CodeUpstreamRateLimited {
+		x.limitedBy(e, now)
 	}
 	if ctx.Err() == nil && x.seq == 0 {
 		c := x.job.Candidate()
@@ -187,14 +200,41 @@ func (x *execution) tryFailed(ctx context.Context, e *inference.Error, spent tim
 	}
 }
 
+// limitedBy notes that the provider asks for fewer calls.
+func (x *execution) limitedBy(e *inference.Error, now time.Time) {
+	x.pool.limited.Add(1)
+	x.pool.worker.news.Store(true)
+	if !e.Retryable {
+		return
+	}
+	if b := x.pool.breakers.of(x.job.Candidate().Model, now); b != nil && e.RetryAfter > 0 {
+		b.ask(now.Add(min(e.RetryAfter, askedMost)))
+	}
+	x.wait(e, now)
+}
+
+// wait has the job wait for as long as it is told, and longer each time when it is told
+// little or nothing.
+func (x *execution) wait(e *inference.Error, now time.Time) {
+	if x.limited++; x.blockedAt.IsZero() {
+		x.blockedAt = now
+	}
+	x.blocked = &block{until: now.Add(max(e.RetryAfter, limitedWait(x.limited))), err: e}
+}
+
 // peersMayHelp reports whether another worker of the provider should make the next try.
 func (x *execution) peersMayHelp(e *inference.Error) bool {
-	if x.seq > 0 || e.Reason()&(inference.ReasonUnavailable|inference.ReasonTimeout) == 0 || x.pool.worker.failed.count(x.job.ID) > peersTries {
+	if x.seq > 0 || e.Reason()&(inference.ReasonUnavailable|inference.ReasonTimeout) == 0 {
 		return false
 	}
 	m := x.pool.member
 	well := x.pool.worker.peers.well(m.Name, x.job.Candidate().Model, time.Now())
 	return well > 0 && x.attempts() <= m.MaxRetries+well
+}
+
+// next reports whether another candidate may be tried after the error.
+func (x *execution) next(e *inference.Error) bool {
+	return len(inference.NextCandidates(x.job.Candidates, e.Reason(), x.pool.worker.alive)) > 0
 }
 
 // outlook is what is known when the job's run is over.
@@ -205,7 +245,10 @@ func (x *execution) outlook(e *inference.Error) outlook {
 	}
 	now := time.Now()
 	o.wait, o.left = x.blocked.wait(now), x.job.Deadline.Sub(now)
-	o.next = len(inference.NextCandidates(x.job.Candidates, e.Reason(), x.pool.worker.alive)) > 0
+	if !x.blockedAt.IsZero() {
+		o.waited = now.Sub(x.blockedAt)
+	}
+	o.next = x.next(e)
 	o.peers = x.peersMayHelp(e)
 	select {
 	case <-x.pool.quit:

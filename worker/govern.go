@@ -24,7 +24,7 @@ type governor struct {
 	lately  int              // calls at once in the period before
 	at      time.Time        // when the limit was last adjusted
 	told    time.Time        // when the server was last told
-	joined  bool             // what the others had found out is taken over
+	joined  bool             // what the others had found out was taken over, if there were any
 }
 
 func newGovernor(p *pool) *governor {
@@ -50,10 +50,13 @@ func (g *governor) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			if g.pool.started() && g.pool.worker.conn.Connected() {
-				g.pool.limit.Store(int64(g.govern(ctx, g.pool.presence(), now)))
-				g.pool.throttle(now)
+			if !g.pool.started() || !g.pool.worker.conn.Connected() {
+				continue
 			}
+			if n := g.govern(ctx, g.pool.presence(), now); g.joined {
+				g.pool.limit.Store(int64(n))
+			}
+			g.pool.throttle(now)
 		}
 	}
 }
@@ -62,7 +65,7 @@ func (g *governor) run(ctx context.Context) {
 // other worker has been heard of, this one cannot know who governs.
 func (g *governor) govern(ctx context.Context, own queue.ProviderPresence, now time.Time) int {
 	w := g.pool.worker
-	if now.Sub(w.peers.since) < peersHeard {
+	if !w.peers.complete(now) {
 		return int(g.limit.now)
 	}
 	others := w.peers.of(g.pool.member.Name, now)
@@ -88,14 +91,19 @@ func (g *governor) govern(ctx context.Context, own queue.ProviderPresence, now t
 }
 
 // follow takes over the limit of the worker that governed so far: each time as a
-// follower, once as the one to govern from now on.
+// follower, once as the one to govern from now on. A worker that has just begun tells
+// none.
 func (g *governor) follow(others map[string]queue.ProviderPresence, always bool) {
-	if len(others) == 0 || g.joined && !always {
+	first := !g.joined
+	g.joined = true
+	if !first && !always {
 		return
 	}
-	g.joined = true
-	if n := others[slices.Min(slices.Collect(maps.Keys(others)))].Limit; n > 0 {
-		g.limit.now = math.Min(math.Max(float64(n), float64(g.limit.least)), float64(g.limit.most))
+	for _, id := range slices.Sorted(maps.Keys(others)) {
+		if n := others[id].Limit; n > 0 {
+			g.limit.now = math.Min(math.Max(float64(n), float64(g.limit.least)), float64(g.limit.most))
+			return
+		}
 	}
 }
 

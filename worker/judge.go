@@ -59,7 +59,10 @@ func (p *pool) mayRunOrphan(work context.Context, job *inference.Job, bodyRef st
 		return false
 	}
 	lost := inference.Errorf(inference.CodeWorkerLost, "The worker was lost while it answered.")
-	end := &queue.End{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID, Provider: p.member.Name, Attempts: job.Attempts + 1, Err: lost}
+	end := &queue.End{JobID: job.ID, Run: h.run, Worker: p.worker.opt.ID, Provider: p.member.Name, Attempts: job.Attempts, Tries: job.Tries, Err: lost}
+	if h.run.Delivery > 1 {
+		end.Attempts++ // the run before, which was lost
+	}
 	if job.Stream {
 		last, err := p.lastKept(work, job.ID)
 		switch {

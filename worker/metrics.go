@@ -110,10 +110,11 @@ func (m *providerMetrics) failedOver(reason inference.Reasons) {
 }
 
 // upstreamKeys shows how the upstream's keys stand, if its adapter knows.
-func (m *providerMetrics) upstreamKeys(p providers.Provider) {
+// refused says that none of them is accepted.
+func (m *providerMetrics) upstreamKeys(p providers.Provider) (refused bool) {
 	reporter, ok := p.(providers.KeyReporter)
 	if !ok {
-		return
+		return false
 	}
 	counts := map[string]int{providers.KeyOK: 0, providers.KeyCooling: 0, providers.KeyRefused: 0}
 	for _, k := range reporter.Keys() {
@@ -122,6 +123,7 @@ func (m *providerMetrics) upstreamKeys(p providers.Provider) {
 	for state, n := range counts {
 		m.keys.WithLabelValues(m.name, state).Set(float64(n))
 	}
+	return counts[providers.KeyRefused] > 0 && counts[providers.KeyOK]+counts[providers.KeyCooling] == 0
 }
 
 func (m *providerMetrics) calls(end *queue.End) {

@@ -69,11 +69,11 @@ type average struct {
 }
 
 const (
-	shortWeight = 0.1             // of the newest sample
-	usualUp     = 0.002           // of a slower one: it takes some hundreds to be the new usual
-	usualDown   = 0.05            // of a faster one
-	paceLeast   = 20              // samples before anything is said
-	paceForgets = 5 * time.Second // in which the count of late samples falls to a third
+	shortWeight = 0.1              // of the newest sample
+	usualUp     = 45 * time.Second // in which most of a lasting change to slower answers becomes usual
+	usualDown   = 0.05             // of a faster sample
+	paceLeast   = 20               // samples before anything is said
+	paceForgets = 5 * time.Second  // in which the count of late samples falls to a third
 	paceStale   = 15 * time.Second
 )
 
@@ -83,13 +83,13 @@ func (a *average) add(v float64, now time.Time) {
 	}
 	weight := max(shortWeight, 1/float64(a.n+1))
 	a.short += weight * (v - a.short)
-	if toUsual := usualUp; a.n < paceLeast {
+	switch {
+	case a.n < paceLeast:
 		a.usual = a.short
-	} else {
-		if v < a.usual {
-			toUsual = usualDown
-		}
-		a.usual += toUsual * (v - a.usual)
+	case v < a.usual:
+		a.usual += usualDown * (v - a.usual)
+	default:
+		a.usual += (1 - math.Exp(-min(now.Sub(a.at), time.Second).Seconds()/usualUp.Seconds())) * (v - a.usual)
 	}
 	a.recent = a.recent*math.Exp(-now.Sub(a.at).Seconds()/paceForgets.Seconds()) + 1
 	a.n++

@@ -11,8 +11,9 @@ import (
 
 // block is why no call may be made at the moment, and what to wait for.
 type block struct {
-	until  time.Time       // zero: not known
-	turned <-chan struct{} // closed when the breaker changes; nil without one
+	until  time.Time        // zero: not known
+	turned <-chan struct{}  // closed when the breaker changes; nil without one
+	err    *inference.Error // what it looks like to the client
 }
 
 // wait is how long to wait at the least; zero when that is not known.
@@ -41,7 +42,7 @@ func (p *pool) hold(ctx context.Context, x *execution, s *slot) bool {
 		s.release()
 	}
 	p.worker.news.Store(true)
-	p.pause(ctx, x.blocked)
+	p.pause(ctx, x)
 	p.heldJobs.Add(-1)
 	p.worker.news.Store(true)
 	err := s.retake(ctx, p.quit)
@@ -53,39 +54,65 @@ func (p *pool) hold(ctx context.Context, x *execution, s *slot) bool {
 	return true
 }
 
-// holdAtMost is how long a held job waits before it looks again by itself.
-const holdAtMost = 5 * time.Second
+// holdAtMost is how long a held job waits before it looks again by itself, and lookEvery
+// how often it looks whether another candidate has come to life.
+const (
+	holdAtMost = 5 * time.Second
+	lookEvery  = 500 * time.Millisecond
+)
 
-// pause waits for what stands in the way. A worker that is to stop does not wait.
-func (p *pool) pause(ctx context.Context, b *block) {
+// pause waits for what stands in the way, or for another candidate that may serve the
+// job. A worker that is to stop does not wait.
+func (p *pool) pause(ctx context.Context, x *execution) {
 	wait := holdAtMost
-	if known := b.wait(time.Now()); known > 0 {
+	if known := x.blocked.wait(time.Now()); known > 0 {
 		wait = known
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-b.turned:
-	case <-p.quit:
+	var look <-chan time.Time
+	if len(x.job.Candidates) > 1 {
+		tick := time.NewTicker(lookEvery)
+		defer tick.Stop()
+		look = tick.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-x.blocked.turned:
+		case <-p.quit:
+		case <-look:
+			if time.Since(x.blockedAt) <= p.member.Patience || !x.next(x.blocked.err) {
+				continue
+			}
+		}
+		return
 	}
 }
 
-// peersPause is how long a job waits for another worker that is to have it, and
-// peersTries how often in a row this worker leaves it.
+// A job waits so long for another worker that is to have it, twice as long each time:
+// the others may be busy.
 const (
 	peersPause = 50 * time.Millisecond
-	peersTries = 20
+	peersMost  = time.Second
 )
 
-// leftToPeers reports whether the job failed here and another worker is to have it.
-func (p *pool) leftToPeers(job *inference.Job) bool {
-	n := p.worker.failed.count(job.ID)
-	if n == 0 || n > peersTries || p.worker.peers.well(p.member.Name, job.Candidate().Model, time.Now()) == 0 {
+func peersWait(times int) time.Duration { return min(peersPause<<min(max(times-1, 0), 5), peersMost) }
+
+// failing names the job as one that this provider failed: another one may be well.
+func (p *pool) failing(job *inference.Job) string { return job.ID + p.member.Name }
+
+// leftToPeers puts a job back that failed here and that another worker is to have, and
+// reports whether it did. It is not left to them up to its deadline: a failure here is
+// worth more than none.
+func (p *pool) leftToPeers(job *inference.Job, d *queue.Delivery) bool {
+	name := p.failing(job)
+	if p.worker.failed.count(name) == 0 || time.Until(job.Deadline) < 2*peersMost ||
+		p.worker.peers.well(p.member.Name, job.Candidate().Model, time.Now()) == 0 {
 		return false
 	}
-	p.worker.failed.add(job.ID)
+	d.Nak(peersWait(p.worker.failed.add(name)))
 	return true
 }
 
@@ -93,8 +120,8 @@ func (p *pool) leftToPeers(job *inference.Job) bool {
 // so that it does not take this one for lost.
 func (p *pool) giveBack(x *execution) {
 	delay := time.Duration(0)
-	if p.worker.failed.add(x.job.ID) > 1 {
-		delay = peersPause // it came back here before
+	if n := p.worker.failed.add(p.failing(x.job)); n > 1 {
+		delay = peersWait(n) // it came back here before
 	}
 	p.worker.hold.remove(x.held)
 	p.passed(x, queue.Place{})
@@ -137,7 +164,7 @@ func (p *pool) forward(work context.Context, x *execution, end *queue.End) bool 
 			p.passed(x, queue.Place{Candidates: rest, Seq: seq})
 			x.held.delivery.Ack()
 			p.metrics.failedOver(reason)
-			p.worker.log.Info("job passed on", "request_id", job.RequestID, "job_id", job.ID, "provider", p.member.Name, "to", rest[0].Provider, "code", string(end.Err.Code))
+			p.worker.log.Debug("job passed on", "request_id", job.RequestID, "job_id", job.ID, "provider", p.member.Name, "to", rest[0].Provider, "code", string(end.Err.Code))
 			return true
 		case errors.Is(err, queue.ErrFull), errors.Is(err, queue.ErrNoQueue):
 			job.Candidates = append(job.Candidates[:1:1], rest[1:]...)
@@ -176,5 +203,5 @@ func (p *pool) throttle(now time.Time) {
 	}
 	taker.Bound(most)
 	workers := len(p.worker.peers.of(p.member.Name, now)) + 1
-	taker.Share(max((int(p.limit.Load())+workers-1)/workers, 1))
+	taker.Share(max((p.bears()+workers-1)/workers, 1))
 }

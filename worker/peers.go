@@ -28,7 +28,21 @@ const (
 )
 
 func newPeers(self string) *peers {
-	return &peers{self: self, since: time.Now(), all: make(map[string]peer)}
+	return &peers{self: self, all: make(map[string]peer)}
+}
+
+// begin notes that announcements are heard from now on.
+func (ps *peers) begin(now time.Time) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.since = now
+}
+
+// complete reports whether every other worker has been heard of by now.
+func (ps *peers) complete(now time.Time) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return !ps.since.IsZero() && now.Sub(ps.since) >= peersHeard
 }
 
 // heard takes a worker's announcement.
@@ -72,7 +86,7 @@ func (ps *peers) of(provider string, now time.Time) map[string]queue.ProviderPre
 func (ps *peers) well(provider, model string, now time.Time) int {
 	n := 0
 	for _, pp := range ps.of(provider, now) {
-		if !trips(pp.States, model) {
+		if !pp.Refused && !trips(pp.States, model) {
 			n++
 		}
 	}
@@ -97,9 +111,9 @@ const peersHeard = 2 * time.Second
 func (w *Worker) alive(c inference.Candidate) bool {
 	now := time.Now()
 	for _, p := range w.pools {
-		if p.member.Name == c.Provider && p.started() && !trips(p.breakers.states(now), c.Model) {
+		if p.member.Name == c.Provider && p.started() && !p.refused.Load() && !trips(p.breakers.states(now), c.Model) {
 			return true
 		}
 	}
-	return w.peers.well(c.Provider, c.Model, now) > 0 || now.Sub(w.peers.since) < peersHeard
+	return w.peers.well(c.Provider, c.Model, now) > 0 || !w.peers.complete(now)
 }

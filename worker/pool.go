@@ -31,11 +31,11 @@ type pool struct {
 	heldSize atomic.Int64 // of their bodies, bytes
 	heldJobs atomic.Int64 // that gave their slot back until the provider can be called
 	waiting  atomic.Int64 // jobs that no worker had, at the last delivery
+	refused  atomic.Bool  // the provider accepts none of the keys
 	remade   atomic.Bool  // its consumer may have been made anew
 	taken    atomic.Int64 // when a job was last delivered, Unix nanoseconds
-	asked    atomic.Int64 // until when the provider asked to be left alone, Unix nanoseconds
 	limited  atomic.Int64 // calls answered with 429
-	limit    atomic.Int64 // calls at once across all workers, as the governor says
+	limit    atomic.Int64 // calls at once across all workers, as the governor says; zero until it knows
 
 	mu      sync.Mutex
 	puller  *queue.Puller
@@ -48,7 +48,6 @@ func newPool(w *Worker, m Member, metrics *providerMetrics) *pool {
 		worker: w, member: m, metrics: metrics, idle: make(chan *queue.Delivery), quit: make(chan struct{}),
 		budget: newRetryBudget(m.RetryBudget),
 	}
-	p.limit.Store(int64(m.Concurrency))
 	p.breakers = newBreakers(m.Breaker, p.breakerTurned, metrics.forget)
 	return p
 }
@@ -122,8 +121,9 @@ func (p *pool) started() bool {
 const waitingFor = 2 * time.Second
 
 func (p *pool) presence() queue.ProviderPresence {
-	p.metrics.upstreamKeys(p.member.Provider)
-	p.metrics.limit.Set(float64(p.limit.Load()))
+	refused := p.metrics.upstreamKeys(p.member.Provider)
+	p.refused.Store(refused)
+	p.metrics.limit.Set(float64(p.bears()))
 	p.metrics.held.Set(float64(p.heldJobs.Load()))
 	p.mu.Lock()
 	perSecond := p.rate.of(p.ended.Load(), time.Now())
@@ -132,7 +132,7 @@ func (p *pool) presence() queue.ProviderPresence {
 	pp := queue.ProviderPresence{
 		Name: p.member.Name, MaxQueued: p.member.MaxQueued, Concurrency: p.member.Concurrency,
 		Slots: p.member.Slots, InFlight: int(p.inFlight.Load()), Rate: perSecond,
-		Limit: int(p.limit.Load()), Held: int(p.heldJobs.Load()), Limited: p.limited.Load(),
+		Limit: int(p.limit.Load()), Held: int(p.heldJobs.Load()), Limited: p.limited.Load(), Refused: refused,
 		Slowdown: p.breakers.slowdown(now), States: p.breakers.states(now),
 	}
 	if now.Sub(time.Unix(0, p.taken.Load())) < waitingFor {
@@ -145,6 +145,14 @@ func (p *pool) presence() queue.ProviderPresence {
 		pp.Models = *m
 	}
 	return pp
+}
+
+// bears is how many calls at once, across all workers, the provider is taken to bear.
+func (p *pool) bears() int {
+	if n := int(p.limit.Load()); n > 0 {
+		return n
+	}
+	return p.member.Concurrency
 }
 
 // slotIdle is how long a goroutine waits for its next job. Reusing it spares each job
@@ -180,7 +188,7 @@ func (p *pool) serve(work context.Context, d *queue.Delivery) {
 }
 
 func (p *pool) serveOne(work context.Context, d *queue.Delivery) {
-	s := &slot{pool: p, taken: true}
+	s := &slot{pool: p, delivery: d, taken: true}
 	defer s.release()
 	p.waiting.Store(int64(d.Waiting))
 	p.taken.Store(time.Now().UnixNano())
@@ -189,8 +197,9 @@ func (p *pool) serveOne(work context.Context, d *queue.Delivery) {
 
 // slot is a job's share of the worker's calls at once.
 type slot struct {
-	pool  *pool
-	taken bool
+	pool     *pool
+	delivery *queue.Delivery
+	taken    bool
 }
 
 // release gives the slot back. The first jobs come before start has kept the puller,
@@ -212,7 +221,7 @@ func (s *slot) retake(ctx context.Context, quit <-chan struct{}) error {
 	if s.taken {
 		return nil
 	}
-	err := s.pool.taker().Retake(ctx, quit)
+	err := s.pool.taker().Retake(ctx, quit, s.delivery)
 	s.taken = err == nil
 	return err
 }
@@ -244,8 +253,7 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, s *slot) {
 	}
 	defer p.worker.hold.remove(h)
 	if again {
-		if p.leftToPeers(job) {
-			d.Nak(peersPause)
+		if p.leftToPeers(job, d) {
 			return
 		}
 		if !p.mayRunAgain(work, job, bodyRef, h) {

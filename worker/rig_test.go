@@ -25,6 +25,9 @@ const (
 	soon = 30 * time.Second
 )
 
+// allTraits can do everything.
+var allTraits = inference.Traits{Chat: true, Embeddings: true, Streaming: true, Tools: true, Images: true, StructuredOutput: true}
+
 // script is a provider whose every call is answered by a function.
 type script struct {
 	mu    sync.Mutex
@@ -61,7 +64,7 @@ func (s *script) StreamGenerate(ctx context.Context, call providers.Call, emit p
 
 func (s *script) Capabilities(context.Context) (providers.Capabilities, error) {
 	return providers.Capabilities{
-		Traits:  inference.Traits{Chat: true, Images: true},
+		Traits:  allTraits,
 		Special: []inference.ModelTraits{{Models: []string{"blind"}, Traits: inference.Traits{Chat: true}}},
 		Models:  []string{"m"},
 	}, s.caps
@@ -73,6 +76,7 @@ func (s *script) Close() error { return nil }
 type rig struct {
 	t        *testing.T
 	embedded *queue.Embedded
+	url      string // of a server outside of the process, in place of the embedded one
 	conn     *queue.Conn
 	dispatch *queue.Dispatcher
 	script   *script
@@ -88,6 +92,7 @@ type rig struct {
 	mu       sync.Mutex
 	verdicts []queue.Verdict // for the claims to come; run it, after the last
 	records  []inference.Record
+	told     map[string]*queue.Passed
 }
 
 func (r *rig) Published(_ string, _ int, seq uint64, err error) {
@@ -109,9 +114,23 @@ func (r *rig) Held(h *queue.Held) {
 	}
 }
 
-func (r *rig) Passed(p *queue.Passed) { r.passed <- p }
+func (r *rig) Passed(p *queue.Passed) {
+	r.mu.Lock()
+	r.told[p.JobID] = p
+	r.mu.Unlock()
+	r.passed <- p
+}
 
-func (r *rig) Claimed(c queue.Claim) queue.Judgement { return queue.Judgement{Verdict: r.judge(c)} }
+// Claimed tells of the tries that the one who passed the job on had told of.
+func (r *rig) Claimed(c queue.Claim) queue.Judgement {
+	j := queue.Judgement{Verdict: r.judge(c)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.told[c.JobID]; p != nil {
+		j.Attempts, j.Tries = p.Attempts, p.Tries
+	}
+	return j
+}
 
 func (r *rig) judge(c queue.Claim) queue.Verdict {
 	if c.Run == (queue.Run{}) {
@@ -136,7 +155,7 @@ func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func (r *rig) connect() *queue.Conn {
 	r.t.Helper()
-	c, err := queue.Connect(queue.Options{Name: "t", Embedded: r.embedded, Logger: discard(), Limits: queue.Limits{
+	c, err := queue.Connect(queue.Options{Name: "t", Embedded: r.embedded, URL: r.url, Logger: discard(), Limits: queue.Limits{
 		Storage: "memory", Replicas: 1, AckWait: soon, EventsBytes: 64 << 20, EventsAge: time.Minute,
 		BlobsBytes: 64 << 20, BlobsAge: time.Hour, UsageBytes: 64 << 20, DeadLetterAge: time.Hour,
 	}})
@@ -150,13 +169,20 @@ func setup(t *testing.T, fn func(ctx context.Context, n int, call providers.Call
 	embedded, err := queue.StartEmbedded(queue.EmbeddedOptions{Dir: t.TempDir(), MemoryBytes: 256 << 20, Logger: discard()})
 	require.NoError(t, err)
 	t.Cleanup(embedded.Close)
+	return setupAt(t, embedded, "", fn)
+}
+
+// setupAt is the rig of a server that is there.
+func setupAt(t *testing.T, embedded *queue.Embedded, url string, fn func(ctx context.Context, n int, call providers.Call, emit providers.Emit) (*providers.Response, error)) *rig {
+	t.Helper()
 	r := &rig{
-		t: t, embedded: embedded, script: &script{fn: fn}, published: make(chan uint64, 100), events: make(chan *queue.Events, 1000),
-		ends: make(chan *queue.End, 1000), held: make(chan *queue.Held, 1000), claims: make(chan queue.Claim, 100), passed: make(chan *queue.Passed, 100), asked: make(chan struct{}, 1),
+		t: t, embedded: embedded, url: url, script: &script{fn: fn}, published: make(chan uint64, 100), events: make(chan *queue.Events, 1000),
+		ends: make(chan *queue.End, 1000), held: make(chan *queue.Held, 1000), claims: make(chan queue.Claim, 10_000), passed: make(chan *queue.Passed, 1000), asked: make(chan struct{}, 1), told: make(map[string]*queue.Passed),
 	}
 	r.conn = r.connect()
+	require.Eventually(t, r.conn.Connected, soon, time.Millisecond)
 	require.NoError(t, r.conn.EnsureShared(t.Context()))
-	_, err = r.conn.EnsureQueue(t.Context(), testName, 100)
+	_, err := r.conn.EnsureQueue(t.Context(), testName, 100)
 	require.NoError(t, err)
 	r.dispatch, err = r.conn.NewDispatcher(testIngress, r)
 	require.NoError(t, err)

@@ -101,6 +101,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return fmt.Errorf("start worker: %w", err)
 	}
 	defer watch.Close()
+	w.peers.begin(time.Now())
 	w.conn.OnReconnect(w.needRebuild)
 	w.needRebuild()
 

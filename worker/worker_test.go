@@ -277,10 +277,10 @@ func TestPresenceTellsTheModels(t *testing.T) {
 	for p := next(t, heard); ; p = next(t, heard) {
 		if len(p.Providers) == 1 && slices.Equal(p.Providers[0].Models, []string{"m"}) {
 			require.Equal(t, queue.ProviderPresence{
-				Name: testName, Models: []string{"m"}, MaxQueued: 100, Concurrency: 16, Slots: 4, Limit: 16,
+				Name: testName, Models: []string{"m"}, MaxQueued: 100, Concurrency: 16, Slots: 4,
 				Traits: []inference.ModelTraits{
 					{Models: []string{"blind"}, Traits: inference.Traits{Chat: true}},
-					{Models: []string{"*"}, Traits: inference.Traits{Chat: true, Images: true}},
+					{Models: []string{"*"}, Traits: allTraits},
 				},
 			}, p.Providers[0])
 			return

@@ -17,7 +17,7 @@ type Routing struct {
 
 // Rule says where the requests go that meet its condition.
 type Rule struct {
-	// Name of the rule in explanations and metrics, unique among the rules.
+	// Name of the rule in explanations and error messages, unique among the rules.
 	Name string `yaml:"name"`
 	// Which requests the rule is for. Not given: all of them.
 	When When `yaml:"when"`

@@ -54,8 +54,8 @@ type Error struct {
 	// Status is the upstream's HTTP status, zero when it gave none.
 	Status int
 
-	// Refusal says why the upstream refused the request, where another might not
-	// (CodeUpstreamRejected); empty for any other fault of the client.
+	// Refusal says why the request was refused where another provider might not
+	// (CodeUpstreamRejected, CodeInvalidRequest); empty for any other fault of the client.
 	Refusal Refusal
 	// Body is the upstream's own JSON error, kept only where it goes back to the
 	// client unchanged (CodeUpstreamRejected).

@@ -57,6 +57,7 @@ type Refusal string
 const (
 	RefusalContext Refusal = "context_too_long"
 	RefusalContent Refusal = "content_refused"
+	RefusalTraits  Refusal = "incapable" // the provider's model cannot do what the request needs
 )
 
 // Reason returns why another candidate may be tried after this error, or zero if none
@@ -69,8 +70,10 @@ func (e *Error) Reason() Reasons {
 		return ReasonTimeout
 	case CodeUpstreamUnavailable, CodeUpstreamError, CodeUpstreamInvalid, CodeUpstreamCut, CodeUpstreamAuth, CodeQueueFull:
 		return ReasonUnavailable
-	case CodeUpstreamRejected:
+	case CodeUpstreamRejected, CodeInvalidRequest:
 		switch e.Refusal {
+		case RefusalTraits:
+			return ReasonUnavailable
 		case RefusalContext:
 			return ReasonContextTooLong
 		case RefusalContent:

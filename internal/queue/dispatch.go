@@ -130,6 +130,11 @@ func (d *Dispatcher) Cancel(ctx context.Context, jobID, provider string, seq uin
 	if err := d.conn.nc.Publish(cancelSubject(provider), encodeIDs([]string{jobID})); err != nil {
 		return fmt.Errorf("cancel job %s: %w", jobID, err)
 	}
+	return d.Remove(ctx, jobID, provider, seq)
+}
+
+// Remove takes the job's message out of the provider's queue, whoever has it.
+func (d *Dispatcher) Remove(ctx context.Context, jobID, provider string, seq uint64) error {
 	if seq == 0 {
 		return nil
 	}
@@ -256,7 +261,11 @@ func parsePubAck(m *nats.Msg) (uint64, error) {
 		}
 		return 0, fmt.Errorf("%w: %s (%d)", ErrNoQueue, e.Get("description").Str, code)
 	}
-	return ack.Get("seq").Uint(), nil
+	seq := ack.Get("seq").Uint()
+	if seq == 0 {
+		return 0, fmt.Errorf("%w: no acknowledgement", ErrNoQueue)
+	}
+	return seq, nil
 }
 
 // JetStream's codes for a stream that takes no more; see the server's errors.json.

@@ -11,7 +11,8 @@
 //
 //	dispatch.go   ingress → job stream            (headers in jobmsg.go, large bodies in blobs.go)
 //	pull.go       job stream → worker, and its acknowledgement
-//	answer.go     worker → ingress                (events, end, claims; bytes in frames.go)
+//	answer.go     worker → ingress                (events, end, claims; bytes in frames.go),
+//	              or worker → the next candidate's job stream
 //	gather.go     the events of many streams in one message
 //	listen.go     events → an ingress that did not accept the job
 //	record.go     worker → event stream           (blocks of events for replay, read by replay.go)

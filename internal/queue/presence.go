@@ -32,6 +32,7 @@ type ProviderPresence struct {
 	Held     int     `json:"held,omitempty"`     // jobs that wait in this worker until the provider can be called
 	Waiting  int     `json:"waiting,omitempty"`  // jobs in the provider's queue that no worker has, as this worker last heard
 	Limited  int64   `json:"limited,omitempty"`  // calls answered with 429 since this worker started
+	Refused  bool    `json:"refused,omitempty"`  // the provider accepts none of this worker's keys
 	Slowdown float64 `json:"slowdown,omitempty"` // time to the first token of late, over what is usual; zero when not known
 
 	Traits []inference.ModelTraits `json:"traits,omitempty"` // the first entry that covers a model counts; one that none covers can do everything

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ type Puller struct {
 	most      int // jobs that may be in hand at the moment; more than slots are not anyway
 	share     int // the same while jobs want their slot back
 	stopped   bool
-	waiters   []chan struct{} // want a slot back, the first one first
+	waiters   []waiter // want a slot back, the oldest job first
 }
 
 // NewPuller starts taking jobs of the lane for slots slots. take is called from one
@@ -94,21 +95,28 @@ func (p *Puller) Free() {
 func (p *Puller) grant() {
 	for len(p.waiters) > 0 && p.free > 0 && p.slots-p.free < p.share {
 		p.free--
-		close(p.waiters[0])
+		close(p.waiters[0].turn)
 		p.waiters = p.waiters[1:]
 	}
+}
+
+// waiter is a job that wants its slot back.
+type waiter struct {
+	seq  uint64
+	turn chan struct{} // closed when it has one
 }
 
 // ErrStopped says that the wait for a slot was given up because no more jobs are taken.
 var ErrStopped = errors.New("no more jobs are taken")
 
 // Retake waits for a slot for a job that gave its own back, until ctx ends or quit is
-// closed. Such jobs come before those that are still in the queue, in the order in which
-// they ask.
-func (p *Puller) Retake(ctx context.Context, quit <-chan struct{}) error {
+// closed. Such jobs come before those that are still in the queue, in the order that they
+// have there.
+func (p *Puller) Retake(ctx context.Context, quit <-chan struct{}, d *Delivery) error {
 	turn := make(chan struct{})
 	p.mu.Lock()
-	p.waiters = append(p.waiters, turn)
+	i, _ := slices.BinarySearchFunc(p.waiters, d.Seq, func(w waiter, seq uint64) int { return cmp.Compare(w.seq, seq) })
+	p.waiters = slices.Insert(p.waiters, i, waiter{d.Seq, turn})
 	p.grant()
 	p.mu.Unlock()
 	var err error
@@ -122,7 +130,7 @@ func (p *Puller) Retake(ctx context.Context, quit <-chan struct{}) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i := slices.Index(p.waiters, turn); i >= 0 {
+	if i := slices.IndexFunc(p.waiters, func(w waiter) bool { return w.turn == turn }); i >= 0 {
 		p.waiters = slices.Delete(p.waiters, i, i+1)
 		p.ask()
 		return err

@@ -306,15 +306,9 @@ func (r *route) decision(picks []pick, n int) Decision {
 func lacking(picks []pick) []string {
 	var all lack
 	for i := range picks {
-		all |= picks[i].lack & wants
+		all |= picks[i].lack
 	}
-	var names []string
-	for _, l := range lackNames {
-		if all&l.lack != 0 {
-			names = append(names, l.missing)
-		}
-	}
-	return names
+	return all.missing()
 }
 
 // Serves returns who may serve the model, as far as can be said when nothing else is

@@ -96,6 +96,7 @@ const (
 	well health = iota
 	halfOpen
 	open
+	refused
 	noWorker
 )
 
@@ -107,6 +108,9 @@ func healthOf(p *Provider, model string) health {
 	if !p.Live() {
 		return noWorker
 	}
+	if p.Refused {
+		return refused
+	}
 	if s := stateOf(p, model); s != nil {
 		switch s.Breaker {
 		case inference.BreakerHalfOpen:
@@ -116,6 +120,23 @@ func healthOf(p *Provider, model string) health {
 		}
 	}
 	return well
+}
+
+// Missing returns what a model of these traits cannot do that the request needs, as
+// Decision.Lacking names it.
+func Missing(traits []inference.ModelTraits, model string, q Request) []string {
+	return lacks(&Provider{Traits: traits}, model, &q).missing()
+}
+
+// missing names what is lacking of what a request can need.
+func (l lack) missing() []string {
+	var names []string
+	for _, n := range lackNames {
+		if l&wants&n.lack != 0 {
+			names = append(names, n.missing)
+		}
+	}
+	return names
 }
 
 func stateOf(p *Provider, model string) *inference.ModelState {

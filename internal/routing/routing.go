@@ -16,6 +16,7 @@ type Provider struct {
 	Name    string
 	Models  []string // names or globs (path.Match)
 	Workers int      // that serve it now
+	Refused bool     // the provider accepts no key of any of them
 	Limit   int      // calls at once across all workers that it bears; zero when not known
 
 	InFlight int // calls that are being made

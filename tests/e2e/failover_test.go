@@ -58,7 +58,7 @@ const (
 
 // keep sends requests until the drill is over.
 func (a *arrivals) keep(t *testing.T, target client) {
-	a.began = time.Now()
+	t.Helper()
 	tick := time.NewTicker(time.Second / perSecond)
 	defer tick.Stop()
 	for i := range perSecond * int(drillTime/time.Second) {

@@ -254,7 +254,7 @@ func TestAPeerDoesTheWorkOfAWorkerWhoseUpstreamIsGone(t *testing.T) {
 	s.addWorkerOf(provider, s.up, "", member)
 	s.addWorkerOf(provider, well, "", member)
 	s.awaitWorkers(2)
-	time.Sleep(1200 * time.Millisecond) // until both workers have heard of each other
+	s.acquainted()
 	for range 30 {
 		a := s.chat(plainBody)
 		require.Equal(t, http.StatusOK, a.status, a.body)
@@ -262,6 +262,29 @@ func TestAPeerDoesTheWorkOfAWorkerWhoseUpstreamIsGone(t *testing.T) {
 	require.Equal(t, 30, well.Count())
 	require.NotZero(t, s.up.Count())
 	require.Less(t, s.up.Count(), 12, "only probes after the breaker opened")
+}
+
+// acquainted waits until each worker has surely heard of the others: what a worker
+// announced after all of them had begun to listen, every one has heard.
+func (s *stack) acquainted() {
+	s.t.Helper()
+	words := make(chan string, 1000)
+	w, err := s.doors[0].conn.Watch(func(p queue.Presence) { words <- p.Worker })
+	require.NoError(s.t, err)
+	defer w.Close()
+	heard := make(map[string]int)
+	s.eventually(func() bool {
+		for len(words) > 0 {
+			heard[<-words]++
+		}
+		n := 0
+		for _, times := range heard {
+			if times >= 2 {
+				n++
+			}
+		}
+		return n == len(s.hands)
+	}, "workers have announced themselves")
 }
 
 // A full queue is no reason to refuse a request that another provider can serve.

@@ -80,7 +80,7 @@ func (r *ring) pick(now time.Time) (*keyEntry, error) {
 		if refused == 1 {
 			return r.entries[0], nil
 		}
-		return nil, errAllRefused
+		return r.probe(now)
 	}
 	n := rand.IntN(total)
 	for _, k := range r.entries {
@@ -92,6 +92,28 @@ func (r *ring) pick(now time.Time) (*keyEntry, error) {
 		}
 	}
 	return nil, errAllCooling // not reached: the weights add up to total
+}
+
+// refusedRetry is how often one of several keys is tried when all of them are refused:
+// the account may have been put in order.
+const refusedRetry = 10 * time.Second
+
+// probe chooses the key that was refused first, if none was lately. The caller holds mu.
+func (r *ring) probe(now time.Time) (*keyEntry, error) {
+	first, last := r.entries[0], r.entries[0]
+	for _, k := range r.entries {
+		if k.until.Before(first.until) {
+			first = k
+		}
+		if k.until.After(last.until) {
+			last = k
+		}
+	}
+	if last.until.Sub(now) > refusedFor-refusedRetry {
+		return nil, errAllRefused
+	}
+	first.until = now.Add(refusedFor)
+	return first, nil
 }
 
 // served notes that the upstream accepts the key.
