@@ -13,6 +13,9 @@
 //	stream.go   the streamed answer (sse.go frames it, feed.go holds what is not yet sent)
 //	resume.go   the same, for a client that comes back
 //
+// files.go serves files: fileupload.go takes them in, filecontent.go gives them out, and
+// filesweep.go removes what nobody needs.
+//
 // flights.go hears everything that the queue says about jobs, sweep.go looks after those
 // that nothing is heard of, and ledger.go writes down what became of them. admin.go is the
 // operators' side, on a listener of its own.

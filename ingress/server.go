@@ -41,6 +41,7 @@ type Options struct {
 	ResumeWindow time.Duration
 	MaxInFlight  int
 	BodyMemory   int64 // bytes of request bodies held at once, and of large answers as much again
+	Files        FileOptions
 
 	Metrics        *Metrics
 	MetricsHandler http.Handler
@@ -55,6 +56,7 @@ type Ingress struct {
 	workers *directory
 	flights *flights
 	ledger  *ledger
+	files   *files
 	answers *semaphore.Weighted       // bytes of large answers in memory
 	tails   atomic.Int64              // clients that read events of a job from its keep
 	load    func(provider string) int // jobs of this ingress that the provider has
@@ -82,6 +84,7 @@ func New(o Options) *Ingress {
 		conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight, bodies: budget{most: o.BodyMemory},
 		byID: make(map[string]*flight), fullAt: make(map[string]time.Time), counts: make(map[string]int), nudge: make(chan struct{}, 1),
 	}
+	s.files = newFiles(o.Files, o.Conn, s.log)
 	s.workers = newDirectory(o.Providers, o.Policy, s.flights.needStreams)
 	s.ledger = &ledger{
 		append: o.Conn.AppendRecords, settle: func(w string, ids []string) error { return s.flights.dispatch.Settle(w, ids) },
@@ -121,6 +124,12 @@ func (s *Ingress) Start() (stop func(), err error) {
 	loops.Go(func() { s.ledger.run(ctx) })
 	loops.Go(func() { s.conn.ConsumeRecords(ctx, s.storeRecords) })
 	loops.Go(func() { s.expireWorkers(ctx) })
+	if s.opt.Files.Rows != nil {
+		if s.conn.Connected() {
+			s.files.ready(ctx) // so that files are served from the start; run goes on trying
+		}
+		loops.Go(func() { s.files.run(ctx) })
+	}
 	return func() {
 		s.settleRest()
 		cancel()
@@ -194,6 +203,7 @@ func (s *Ingress) Handler() http.Handler {
 	r.HandleFunc("/v1/chat/completions/{id}/events", s.resume).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models", s.models).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models/{id:.+}", s.model).Methods(http.MethodGet)
+	s.fileRoutes(r)
 	r.HandleFunc("/livez", s.livez).Methods(http.MethodGet, http.MethodHead)
 	r.HandleFunc("/readyz", s.readyz).Methods(http.MethodGet, http.MethodHead)
 	r.Handle("/metrics", s.opt.MetricsHandler).Methods(http.MethodGet)
@@ -283,7 +293,7 @@ func (s *Ingress) methodNotAllowed(router *mux.Router, w http.ResponseWriter, r 
 
 func allowedMethods(router *mux.Router, r *http.Request) string {
 	var allowed []string
-	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
+	for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodPost} {
 		other := r.Clone(r.Context())
 		other.Method = method
 		if m := (mux.RouteMatch{}); router.Match(other, &m) && m.MatchErr == nil {

@@ -1,4 +1,4 @@
-// Package store says what Sluice remembers: API keys and the usage ledger. It
+// Package store says what Sluice remembers: API keys, the usage ledger and files. It
 // holds the types, the errors and the rules that every database obeys; the
 // subpackages postgres and sqlite keep them, and storetest holds both to one
 // behaviour.
@@ -18,16 +18,17 @@ import (
 // The errors that callers match. Any other error means that the database could
 // not do its work, and the same call may succeed later.
 var (
-	// ErrNotFound says that no such key is stored.
+	// ErrNotFound says that no such key or file is stored.
 	ErrNotFound = errors.New("not found")
 
 	// ErrNameTaken says that a key which is not revoked has the name already.
 	ErrNameTaken = errors.New("name already taken by a key in force")
 
-	// ErrDuplicate says that a key with the same id or the same secret is stored.
-	ErrDuplicate = errors.New("key id or secret already stored")
+	// ErrDuplicate says that a key with the same id or the same secret, or a file with
+	// the same id, is stored.
+	ErrDuplicate = errors.New("id or secret already stored")
 
-	// ErrInvalid says that a key or a record can never be stored as it is: trying
+	// ErrInvalid says that a key, a record or a file can never be stored as it is: trying
 	// again is of no use.
 	ErrInvalid = errors.New("invalid")
 )
@@ -87,6 +88,7 @@ type Ledger interface {
 type Store interface {
 	Keys
 	Ledger
+	Files
 
 	// Ping says whether the database answers.
 	Ping(ctx context.Context) error

@@ -77,7 +77,8 @@ func connect(name string, cfg *config.Config, embedded *queue.Embedded, log *slo
 		Limits: queue.Limits{
 			Storage: q.Storage, Replicas: q.Replicas, AckWait: q.AckWait,
 			EventsBytes: int64(q.EventsMaxBytes), EventsAge: q.EventsMaxAge, BlobsBytes: int64(q.BodiesMaxBytes),
-			BlobsAge: 24*time.Hour + time.Hour, UsageBytes: 2 << 30, DeadLetterAge: 7 * 24 * time.Hour,
+			BlobsAge: 24*time.Hour + time.Hour, FilesBytes: int64(cfg.Files.StoreMaxBytes),
+			UsageBytes: 2 << 30, DeadLetterAge: 7 * 24 * time.Hour,
 		},
 		Logger: log,
 	})
@@ -96,6 +97,10 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 		Providers: providerInfos(cfg), Policy: routingPolicy(cfg),
 		Timeout: cfg.Server.Timeout, Keepalive: cfg.Server.Keepalive, MaxBodyBytes: int64(cfg.Server.MaxBodyBytes),
 		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight, BodyMemory: int64(cfg.Server.BodyMemory),
+		Files: ingress.FileOptions{
+			Rows: db, MaxBytes: int64(cfg.Files.MaxBytes), MaxBatchBytes: int64(cfg.Files.MaxBatchBytes),
+			ExpireAfter: cfg.Files.ExpireAfter, MaxTransfers: cfg.Files.MaxTransfers,
+		},
 		Metrics: m, MetricsHandler: observability.MetricsHandler(reg), Logger: log,
 	})
 	var stop func()

@@ -15,6 +15,8 @@ type Config struct {
 	Queue Queue `yaml:"queue"`
 	// The database of keys and usage.
 	Store Store `yaml:"store"`
+	// Files that clients upload.
+	Files Files `yaml:"files" side:"ingress"`
 	// Who may call.
 	Auth Auth `yaml:"auth"`
 	// The upstreams by name. A name is made of lower-case letters, digits, "-" and "_".
@@ -97,6 +99,20 @@ type TLS struct {
 type Store struct {
 	// Address of a Postgres database (postgres://…). Empty: SQLite in the data directory.
 	URL URL `yaml:"url" side:"ingress"`
+}
+
+// Files configures /v1/files.
+type Files struct {
+	// Largest file. A larger one is refused with 413.
+	MaxBytes Size `yaml:"max_bytes" default:"512MiB" min:"1KiB" max:"64GiB"`
+	// Largest file with the requests of a batch.
+	MaxBatchBytes Size `yaml:"max_batch_bytes" default:"200MiB" min:"1KiB" max:"64GiB"`
+	// Space in the object store for all files. What does not fit any more is refused with 507.
+	StoreMaxBytes Size `yaml:"store_max_bytes" default:"16GiB" min:"1MiB" max:"1PiB"`
+	// How long a file is kept whose upload does not say it. 0s: until it is deleted.
+	ExpireAfter time.Duration `yaml:"expire_after" default:"0s" min:"0s" max:"87600h"`
+	// Uploads that one ingress takes in at once, and downloads that it gives out. More are refused with 429.
+	MaxTransfers int `yaml:"max_transfers" default:"64" min:"1" max:"10000"`
 }
 
 // Auth configures who may call.

@@ -153,6 +153,7 @@ func TestFullExampleHasEverySettingAtItsDefault(t *testing.T) {
 	c, d := loaded.Config, Default()
 	require.Equal(t, d.Server, c.Server)
 	require.Equal(t, d.Queue, c.Queue)
+	require.Equal(t, d.Files, c.Files)
 	require.Equal(t, d.Observability, c.Observability)
 	require.Equal(t, d.Admin, c.Admin)
 	require.Equal(t, NewProvider(TypeSim).Sim, c.Providers["sim"].Sim)

@@ -59,6 +59,8 @@ func TestFaultsAreNamed(t *testing.T) {
 		{"queue url", "queue: {url: 'localhost:4222'}", "queue.url: must be nats://host:4222"},
 		{"queue urls", "queue: {url: 'nats://a,http://b'}", "queue.url: must be nats://host:4222"},
 		{"replicas", "queue: {replicas: 3}", "queue.replicas: must be 1 unless"},
+		{"batch above all files", "files: {max_bytes: 1MiB, max_batch_bytes: 2MiB}", "files.max_batch_bytes: must not be more than files.max_bytes"},
+		{"no room for a file", "files: {store_max_bytes: 1MiB}", "files.store_max_bytes: must not be less than files.max_bytes"},
 		{"password alone", "queue: {password: x}", "queue.password: needs queue.user beside it"},
 		{"certificate alone", "queue: {tls: {cert_file: x}}", "queue.tls.cert_file: needs queue.tls.key_file"},
 		{"key alone", "queue: {tls: {key_file: x}}", "queue.tls.key_file: needs queue.tls.cert_file"},

@@ -29,6 +29,7 @@ func validate(c *Config, opts Options, root *node, f *faults) {
 	v.server()
 	v.queue()
 	v.store()
+	v.files()
 	v.auth()
 	v.providers()
 	v.routing()
@@ -107,6 +108,16 @@ func (v *validator) queue() {
 func (v *validator) store() {
 	if u := v.config.Store.URL; u != "" && !validURL(u.Reveal(), "postgres", "postgresql") {
 		v.wrong("must be postgres://user:password@host:5432/database, or empty for SQLite; characters such as / and @ in a password are written as %2F and %40", "store", "url")
+	}
+}
+
+func (v *validator) files() {
+	f := v.config.Files
+	if f.MaxBatchBytes > f.MaxBytes {
+		v.wrong("must not be more than files.max_bytes, which holds for every file", "files", "max_batch_bytes")
+	}
+	if f.StoreMaxBytes < f.MaxBytes {
+		v.wrong("must not be less than files.max_bytes: such a file could never be kept", "files", "store_max_bytes")
 	}
 }
 

@@ -20,6 +20,9 @@ const (
 	CodeNotFound            ErrorCode = "not_found"
 	CodeMethodNotAllowed    ErrorCode = "method_not_allowed"
 	CodeRequestTooLarge     ErrorCode = "request_too_large"
+	CodeRangeNotSatisfiable ErrorCode = "range_not_satisfiable"
+	CodeStorageFull         ErrorCode = "storage_full"        // no space for one more file
+	CodeStorageUnavailable  ErrorCode = "storage_unavailable" // files cannot be reached
 	CodeQueueFull           ErrorCode = "queue_full"
 	CodeQueueUnavailable    ErrorCode = "queue_unavailable"
 	CodeAuthUnavailable     ErrorCode = "auth_unavailable"

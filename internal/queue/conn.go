@@ -36,6 +36,7 @@ type Conn struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	blobs  *blobs
+	files  files
 	limits Limits
 	log    *slog.Logger
 

@@ -18,4 +18,5 @@
 //	record.go     worker → event stream           (blocks of events for replay, read by replay.go)
 //	presence.go   worker → all ingresses: what it serves
 //	ledger.go     ingress or worker → usage stream → database
+//	files.go      ingress → contents of files (filereader.go reads them)
 package queue

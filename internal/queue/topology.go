@@ -18,6 +18,8 @@ const (
 	usageStream    = "SLUICE_USAGE"
 	deadStream     = "SLUICE_DEAD"
 	blobBucket     = "SLUICE_BLOBS"
+	filesBucket    = "SLUICE_FILES"
+	filesStream    = "OBJ_" + filesBucket
 	jobStreamStart = "SLUICE_JOB_"
 	ledgerConsumer = "ledger"
 
@@ -32,6 +34,15 @@ func jobSubject(provider string, lane inference.Lane) string {
 }
 
 func eventsSubject(jobID string) string { return "evt." + IngressOf(jobID) + "." + jobID }
+
+// The layout of an object store: chunks of each object, and one entry for each that says
+// what the object is.
+const (
+	fileEntryStart = "$O." + filesBucket + ".M."
+	fileEntries    = fileEntryStart + ">"
+)
+
+func fileChunks(id string) string { return "$O." + filesBucket + ".C." + id }
 
 func deadSubject(provider string) string { return "dead." + provider }
 
@@ -121,6 +132,7 @@ type Limits struct {
 	EventsAge     time.Duration
 	BlobsBytes    int64
 	BlobsAge      time.Duration // backstop for bodies whose owner died; longer than any deadline
+	FilesBytes    int64         // contents of files; zero: no bound
 	UsageBytes    int64
 	DeadLetterAge time.Duration
 }
@@ -205,5 +217,15 @@ func (l Limits) dead() jetstream.StreamConfig {
 		Discard:     jetstream.DiscardOld,
 		MaxBytes:    256 << 20,
 		MaxAge:      l.DeadLetterAge,
+	}
+}
+
+func (l Limits) files() jetstream.ObjectStoreConfig {
+	return jetstream.ObjectStoreConfig{
+		Bucket:      filesBucket,
+		Description: "Contents of files.",
+		Storage:     jetstream.FileStorage,
+		Replicas:    l.Replicas,
+		MaxBytes:    l.FilesBytes,
 	}
 }

@@ -43,7 +43,7 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	conn, err := pgx.Connect(t.Context(), address)
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records; DELETE FROM "+
+	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files; DELETE FROM "+
 		migrations.VersionTable+" WHERE version_id > 0")
 	require.NoError(t, err)
 	require.NoError(t, conn.Close(t.Context()))

@@ -37,7 +37,7 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	db, err := sql.Open("sqlite", path)
 	require.NoError(t, err)
 	for _, statement := range []string{
-		"DROP TABLE api_keys", "DROP TABLE usage_records",
+		"DROP TABLE api_keys", "DROP TABLE usage_records", "DROP TABLE files",
 		"DELETE FROM " + migrations.VersionTable + " WHERE version_id > 0",
 	} {
 		_, err := db.ExecContext(t.Context(), statement)

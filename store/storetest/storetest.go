@@ -34,6 +34,10 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 		t.Parallel()
 		runAll(t, newDatabase, usageTests)
 	})
+	t.Run("files", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, fileTests)
+	})
 }
 
 func runAll(t *testing.T, newDatabase func(t *testing.T) Open, tests map[string]func(*testing.T, Open)) {

@@ -182,7 +182,7 @@ func (s *stack) connect(name, url string) *queue.Conn {
 		Name: name, Embedded: s.embedded, URL: url,
 		Limits: queue.Limits{
 			Storage: "memory", Replicas: 1, AckWait: s.opt.ackWait, EventsBytes: 256 << 20, EventsAge: 15 * time.Minute,
-			BlobsBytes: 1 << 30, BlobsAge: time.Hour, UsageBytes: 64 << 20, DeadLetterAge: time.Hour,
+			BlobsBytes: 1 << 30, BlobsAge: time.Hour, FilesBytes: 1 << 30, UsageBytes: 64 << 20, DeadLetterAge: time.Hour,
 		},
 		Logger: s.log,
 	})
@@ -205,6 +205,7 @@ func (s *stack) addIngress() {
 		ID: queue.NewProcessID(), Conn: d.conn, Keys: s.db, StaticKeys: o.static, Append: s.db.AppendUsage, Ping: s.db.Ping,
 		Providers: infos, Policy: o.policy,
 		Timeout: o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight, BodyMemory: 512 << 20,
+		Files:   ingress.FileOptions{Rows: s.db, MaxBytes: 96 << 20, MaxBatchBytes: 32 << 20, MaxTransfers: 16},
 		Metrics: ingress.NewMetrics(reg), MetricsHandler: observability.MetricsHandler(reg), Logger: s.log,
 	})
 	stop, err := d.ingress.Start()
