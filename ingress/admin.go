@@ -174,7 +174,8 @@ type providerListing struct {
 type providerEntry struct {
 	Name      string            `json:"name"`
 	Workers   int               `json:"workers"`
-	Limit     int               `json:"limit"` // calls at once that it bears at the moment; zero when not known
+	Refused   bool              `json:"refused"` // the provider accepts no key of any of them
+	Limit     int               `json:"limit"`   // calls at once that it bears at the moment; zero when not known
 	InFlight  int               `json:"in_flight"`
 	Held      int               `json:"held"`       // jobs that workers hold back until it can be called
 	Waiting   int               `json:"waiting"`    // jobs in its queue
@@ -189,7 +190,7 @@ func (s *Ingress) listProviders(w http.ResponseWriter, r *http.Request) {
 	list := providerListing{Providers: []providerEntry{}}
 	for name, p := range s.workers.states() {
 		e := providerEntry{
-			Name: name, Workers: p.Workers, Limit: p.Limit, InFlight: p.InFlight, Held: p.Held, Waiting: p.Waiting,
+			Name: name, Workers: p.Workers, Refused: p.Refused, Limit: p.Limit, InFlight: p.InFlight, Held: p.Held, Waiting: p.Waiting,
 			MaxQueued: p.Queued, Rate: p.Rate, Models: append([]string{}, p.Models...), Breakers: make(map[string]string, len(p.States)),
 		}
 		for _, m := range p.States {

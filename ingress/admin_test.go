@@ -230,6 +230,6 @@ func TestProvidersAreListed(t *testing.T) {
 	body, err := io.ReadAll(w.Body)
 	require.NoError(t, err)
 	require.JSONEq(t, `{"providers":[
-		{"name":"acme","workers":1,"limit":4,"in_flight":3,"held":2,"waiting":1,"max_queued":9,"rate":0.5,"models":["m"],"breakers":{"m":"half_open","n":"closed"}},
-		{"name":"idle","workers":0,"limit":0,"in_flight":0,"held":0,"waiting":0,"max_queued":5,"rate":0,"models":[],"breakers":{}}]}`, string(body))
+		{"name":"acme","workers":1,"refused":false,"limit":4,"in_flight":3,"held":2,"waiting":1,"max_queued":9,"rate":0.5,"models":["m"],"breakers":{"m":"half_open","n":"closed"}},
+		{"name":"idle","workers":0,"refused":false,"limit":0,"in_flight":0,"held":0,"waiting":0,"max_queued":5,"rate":0,"models":[],"breakers":{}}]}`, string(body))
 }

@@ -297,6 +297,7 @@ func TestLoadFollowsTheJobs(t *testing.T) {
 	t.Parallel()
 	fs, _ := newTestFlights(t, nil)
 	f, g := fs.flying(newTestRoute("a", "b")), fs.flying(newTestRoute("a", "c"))
+	f.opened, g.opened = true, true
 	load := func(a, b, c int) {
 		t.Helper()
 		require.Equal(t, []int{a, b, c}, []int{fs.load("a"), fs.load("b"), fs.load("c")})

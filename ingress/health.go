@@ -24,7 +24,7 @@ type readiness struct {
 
 type providerHealth struct {
 	Workers  int               `json:"workers"`
-	Status   string            `json:"status"` // ok, or no worker
+	Status   string            `json:"status"` // ok, no worker, or keys refused
 	Limit    int               `json:"limit"`  // calls at once that it bears at the moment; zero when not known
 	Held     int               `json:"held"`   // jobs that workers hold back until it can be called
 	Breakers map[string]string `json:"breakers,omitempty"`
@@ -70,6 +70,8 @@ func (s *Ingress) readyz(w http.ResponseWriter, r *http.Request) {
 		h := providerHealth{Workers: p.Workers, Status: "ok", Limit: p.Limit, Held: p.Held, Breakers: opened(p.States)}
 		if p.Workers == 0 {
 			h.Status = "no worker"
+		} else if p.Refused {
+			h.Status = "keys refused"
 		}
 		ready.Providers[name] = h
 	}

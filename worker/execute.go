@@ -233,8 +233,10 @@ func (x *execution) peersMayHelp(e *inference.Error) bool {
 }
 
 // next reports whether another candidate may be tried after the error.
-func (x *execution) next(e *inference.Error) bool {
-	return len(inference.NextCandidates(x.job.Candidates, e.Reason(), x.pool.worker.alive)) > 0
+func (x *execution) next(e *inference.Error) bool { return x.mayGoOn(e.Reason()) }
+
+func (x *execution) mayGoOn(reason inference.Reasons) bool {
+	return len(inference.NextCandidates(x.job.Candidates, reason, x.pool.worker.alive)) > 0
 }
 
 // outlook is what is known when the job's run is over.
@@ -274,7 +276,7 @@ func (x *execution) call(ctx context.Context, end *queue.End) error {
 	call := providers.Call{
 		Kind: x.job.Kind, Model: x.job.Candidate().Model, Body: x.job.Body, RequestID: x.job.RequestID,
 		IncludeUsage: x.job.IncludeUsage, TraceParent: x.job.TraceParent,
-		Dropped: func(fields []string) { x.dropped = fields },
+		Dropped: func(fields []string) { x.dropped = fields }, RefusalIsError: x.mayGoOn(inference.ReasonContentRefused),
 	}
 	if x.job.Stream {
 		sum, err := x.pool.member.Provider.StreamGenerate(ctx, call, x.emit)

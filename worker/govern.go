@@ -23,7 +23,6 @@ type governor struct {
 	applied int              // what the server was told; zero: not known
 	lately  int              // calls at once in the period before
 	at      time.Time        // when the limit was last adjusted
-	told    time.Time        // when the server was last told
 	joined  bool             // what the others had found out was taken over, if there were any
 }
 
@@ -86,7 +85,7 @@ func (g *governor) govern(ctx context.Context, own queue.ProviderPresence, now t
 	for _, o := range others {
 		held += o.Held
 	}
-	g.apply(ctx, int(g.limit.now)+held, now)
+	g.apply(ctx, int(g.limit.now)+held)
 	return int(g.limit.now)
 }
 
@@ -107,23 +106,20 @@ func (g *governor) follow(others map[string]queue.ProviderPresence, always bool)
 	}
 }
 
-// applyEvery is how often the server is told the same again: another worker may have
-// told it something else meanwhile.
-const applyEvery = 5 * time.Second
-
-// apply tells the server, if that is news to it.
-func (g *governor) apply(ctx context.Context, most int, now time.Time) {
-	if g.pool.remade.Swap(false) {
-		g.applied = 0
+// apply tells the server, if that is news to it: a change of the consumer holds up its
+// deliveries for some milliseconds.
+func (g *governor) apply(ctx context.Context, most int) {
+	if g.pool.remade.Swap(false) || g.applied == 0 {
+		g.applied, _ = g.pool.worker.conn.Concurrency(ctx, g.pool.member.Name) // not known is zero
 	}
-	if most == g.applied && now.Sub(g.told) < applyEvery {
+	if most == g.applied {
 		return
 	}
 	if err := g.pool.worker.conn.SetConcurrency(ctx, g.pool.member.Name, most); err != nil {
 		g.pool.worker.log.Debug("limit not set; it will be tried again", "provider", g.pool.member.Name, "error", err)
 		return
 	}
-	g.applied, g.told = most, now
+	g.applied = most
 }
 
 // congestionOf sums up what the workers say, and finds the one that governs.
@@ -148,7 +144,7 @@ func congestionOf(own queue.ProviderPresence, others map[string]queue.ProviderPr
 	return c, leader
 }
 
-// countLimited counts the 429s that were not yet taken into account. Those of a worker
+// countLimited notes who is there, and counts the 429s that were not yet taken into account. Those of a worker
 // that is new here were before.
 func (g *governor) countLimited(own queue.ProviderPresence, others map[string]queue.ProviderPresence) {
 	seen := make(map[string]int64, len(others)+1)
@@ -160,6 +156,9 @@ func (g *governor) countLimited(own queue.ProviderPresence, others map[string]qu
 		if before, known := g.limited[id]; known {
 			g.unseen += max(n-before, 0)
 		}
+	}
+	if !maps.EqualFunc(g.limited, seen, func(int64, int64) bool { return true }) {
+		g.applied = 0 // whoever comes or goes may have told the server something else
 	}
 	g.limited = seen
 }

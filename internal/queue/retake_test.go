@@ -2,9 +2,9 @@ package queue
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -105,7 +105,7 @@ func TestSlotsAreNeitherLostNorMade(t *testing.T) {
 				if p.Retake(ctx, nil, &Delivery{}) == nil {
 					count(1)
 					if n%7 == 0 {
-						time.Sleep(time.Microsecond)
+						runtime.Gosched()
 					}
 					count(-1)
 					p.Free()
@@ -172,7 +172,7 @@ func TestATurnThatMeetsACancellationIsTaken(t *testing.T) {
 		}
 		p.mu.Lock()
 		cancel()
-		time.Sleep(time.Microsecond)
+		runtime.Gosched()
 		close(p.waiters[0].turn)
 		p.waiters = nil
 		p.mu.Unlock()

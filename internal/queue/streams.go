@@ -55,6 +55,18 @@ func (c *Conn) EnsureConsumer(ctx context.Context, provider string, concurrency 
 	return nil
 }
 
+// Concurrency returns how many jobs all workers of the provider together may have in
+// hand.
+func (c *Conn) Concurrency(ctx context.Context, provider string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	there, err := c.js.Consumer(ctx, jobStream(provider), string(inference.LaneInteractive))
+	if err != nil {
+		return 0, fmt.Errorf("look up consumer of %s: %w", jobStream(provider), err)
+	}
+	return there.CachedInfo().Config.MaxAckPending, nil
+}
+
 // SetConcurrency bounds how many jobs all workers of the provider together may have in
 // hand.
 func (c *Conn) SetConcurrency(ctx context.Context, provider string, concurrency int) error {

@@ -111,3 +111,28 @@ func TestAProvidersBadDayIsNotTheClients(t *testing.T) {
 	}
 	require.NotZero(t, failedOver, "some requests met the dead provider first")
 }
+
+// The only worker of the preferred provider is killed with calls in its hands and others
+// in its queue. The other provider answers them all, long before their deadline.
+func TestTheLastWorkerOfAProviderIsKilled(t *testing.T) {
+	t.Parallel()
+	c, other := pair(t)
+	c.upstream.Handle(func(call *testkit.Call) { call.Hang() })
+	other.Handle(echo)
+	in := c.ingress()
+	only := c.workerOf(in, provider, 1)
+	c.workerOf(in, spare, 1)
+	wait := askAll(t, []*ingress{in}, 10, "orphan", false)
+	c.upstream.AwaitCount(10)
+	untilHeldKnown()
+	only.kill()
+	results := wait()
+	for _, r := range results {
+		require.NoError(t, r.err)
+	}
+	for _, r := range c.requireOneRowEach(requests(results)) {
+		require.Equal(t, inference.OutcomeSucceeded, r.Outcome)
+		require.Equal(t, spare, r.Provider)
+		require.Equal(t, 2, r.Attempts, "the lost call is counted")
+	}
+}

@@ -13,6 +13,7 @@ import (
 
 	"sluice/internal/inference"
 	"sluice/internal/queue"
+	"sluice/internal/routing"
 	"sluice/internal/testkit"
 	"sluice/worker"
 )
@@ -160,6 +161,25 @@ func TestCancelReachesTheProviderThatHasTheJob(t *testing.T) {
 	s.emptyQueues(provider, second)
 }
 
+// series are the worker's metrics, each by its name and labels.
+func (h *hand) series() map[string]float64 {
+	families, err := h.reg.Gather()
+	if err != nil {
+		return nil
+	}
+	found := make(map[string]float64)
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetName() + "=" + l.GetValue()
+			}
+			found[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return found
+}
+
 // breaks opens after two failures and stays open for a while.
 func breaks(m *worker.Member) {
 	m.Breaker = worker.BreakerSettings{Failures: 2, OpenFor: 400 * time.Millisecond, Probes: 1}
@@ -179,6 +199,14 @@ func TestAnOpenBreakerSparesTheProvider(t *testing.T) {
 	}
 	require.Equal(t, 2, s.up.Count(), "no call after the second failure")
 	require.Equal(t, 10, other.Count())
+
+	shown := s.hands[0].series()
+	require.InDelta(t, 1, shown[`sluice_breaker_state model=m provider=acme state=open`], 0)
+	require.InDelta(t, 0, shown[`sluice_breaker_state model=m provider=acme state=closed`], 0)
+	require.InDelta(t, 2, shown[`sluice_failovers_total provider=acme reason=unavailable`], 8, "until the ingress knew")
+	s.eventually(func() bool {
+		return strings.Contains(s.do(0, http.MethodGet, "/readyz", "").body, `"breakers":{"m":"open"}`)
+	}, "readyz shows it")
 }
 
 // Without another candidate jobs wait for the provider, and are served when it is well
@@ -299,4 +327,145 @@ func TestAFullQueueSendsRequestsToTheNext(t *testing.T) {
 	require.Equal(t, http.StatusOK, a.status, a.body)
 	require.Equal(t, second, a.header.Get("X-Sluice-Provider"))
 	require.Equal(t, 1, other.Count())
+}
+
+// A provider that asks for a long pause with a 5xx is not waited for where another
+// candidate lives.
+func TestALongRetryAfterIsNotWaitedForWhereAnotherCanServe(t *testing.T) {
+	t.Parallel()
+	s, other := startPair(t, func(o *options) { o.maxRetries = 2 }, nil)
+	s.up.Handle(func(c *testkit.Call) {
+		c.SetHeader("Retry-After", "20")
+		c.Fail(http.StatusServiceUnavailable, "later")
+	})
+	a := s.chat(plainBody, "X-Sluice-Timeout", "15s")
+	require.Equal(t, http.StatusOK, a.status, a.body)
+	require.Equal(t, 1, s.up.Count())
+	require.Equal(t, 1, other.Count())
+}
+
+// All candidates fail; the job that waits for the first goes to the other once that one
+// is well, and not only when its own provider is called again.
+func TestAWaitingJobGoesToTheCandidateThatIsWellFirst(t *testing.T) {
+	t.Parallel()
+	var down atomic.Bool
+	down.Store(true)
+	s, other := startPair(t, nil, func(m *worker.Member) {
+		m.Breaker = worker.BreakerSettings{Failures: 1, OpenFor: time.Hour, Probes: 1}
+		if m.Name == second {
+			m.Breaker.OpenFor = 3 * time.Second
+		}
+	})
+	s.up.Handle(func(c *testkit.Call) { c.Fail(http.StatusInternalServerError, "down") })
+	other.Handle(func(c *testkit.Call) {
+		if down.Load() {
+			c.Fail(http.StatusInternalServerError, "down")
+			return
+		}
+		c.Reply("well")
+	})
+	require.Equal(t, http.StatusBadGateway, s.chat(plainBody).status, "both breakers open")
+	s.acquainted()
+	answers := make(chan answer, 1)
+	go func() {
+		a, err := s.try(t.Context(), 0, http.MethodPost, chatPath, plainBody)
+		if err != nil {
+			a.status = -1
+		}
+		answers <- a
+	}()
+	down.Store(false)
+	a := <-answers
+	require.Equal(t, http.StatusOK, a.status, a.body)
+	require.Equal(t, second, a.header.Get("X-Sluice-Provider"))
+	require.Equal(t, 1, s.up.Count())
+}
+
+// The provider's only worker goes while jobs wait for it and one is in its hands: they go
+// to the other provider.
+func TestJobsOfAProviderWithoutWorkersGoToTheNext(t *testing.T) {
+	t.Parallel()
+	s, other := startPair(t, func(o *options) { o.drain = 100 * time.Millisecond }, func(m *worker.Member) { m.Slots, m.Concurrency = 1, 1 })
+	s.up.Handle(func(c *testkit.Call) { <-c.Disconnected() })
+	const n = 5
+	answers := make(chan int, n)
+	for range n {
+		go func() {
+			a, err := s.try(t.Context(), 0, http.MethodPost, chatPath, plainBody)
+			if err != nil {
+				a.status = -1
+			}
+			answers <- a.status
+		}()
+	}
+	s.up.AwaitCount(1)
+	s.eventually(func() bool {
+		d, err := s.doors[0].conn.Depth(t.Context(), provider)
+		return err == nil && d.Running+d.Waiting == n
+	}, "the others wait")
+	s.hands[0].stop()
+	for range n {
+		require.Equal(t, http.StatusOK, <-answers)
+	}
+	require.Equal(t, n, other.Count())
+	s.rows(n)
+	s.emptyQueues(provider, second)
+}
+
+// A worker whose keys are all refused is no candidate: what waits for another one is not
+// given to it.
+func TestAProviderWhoseKeysAreRefusedIsNoWayOut(t *testing.T) {
+	t.Parallel()
+	s, other := startPair(t, nil, nil)
+	other.Handle(func(c *testkit.Call) { c.Fail(http.StatusUnauthorized, "who") })
+	require.Equal(t, http.StatusBadGateway, s.chat(strings.Replace(plainBody, `"m"`, `"`+second+`/m"`, 1)).status)
+	calls := other.Count()
+	s.acquainted()
+	s.up.Handle(func(c *testkit.Call) {
+		if c.N == 1 {
+			c.SetHeader("Retry-After", "1")
+			c.Fail(http.StatusTooManyRequests, "slow")
+			return
+		}
+		c.Reply("at last")
+	})
+	a := s.chat(plainBody)
+	require.Equal(t, http.StatusOK, a.status, a.body)
+	require.Equal(t, calls, other.Count())
+	require.Equal(t, "keys refused", s.ready(0).Providers[second].Status)
+}
+
+// What one provider's policy does not allow, and what is too long for its model, goes to
+// the candidates that a rule names for that, and to no other.
+func TestFallbacksByReason(t *testing.T) {
+	t.Parallel()
+	refusal := `{"id":"i","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":""},"finish_reason":"content_filter"}],"usage":{"prompt_tokens":1,"completion_tokens":0,"total_tokens":1}}`
+	tooLong := `{"error":{"message":"too long","type":"invalid_request_error","code":"context_length_exceeded","param":"messages"}}`
+	for name, c := range map[string]struct {
+		on     inference.Reasons
+		script func(*testkit.Call)
+		moved  bool
+		status int
+	}{
+		"refused":                {inference.ReasonContentRefused, func(c *testkit.Call) { c.JSON(http.StatusOK, refusal) }, true, http.StatusOK},
+		"refused, not meant":     {inference.ReasonContextTooLong, func(c *testkit.Call) { c.JSON(http.StatusOK, refusal) }, false, http.StatusOK},
+		"too long":               {inference.ReasonContextTooLong, func(c *testkit.Call) { c.JSON(http.StatusBadRequest, tooLong) }, true, http.StatusOK},
+		"too long, not meant":    {inference.ReasonContentRefused, func(c *testkit.Call) { c.JSON(http.StatusBadRequest, tooLong) }, false, http.StatusBadRequest},
+		"unavailable, not meant": {inference.ReasonContextTooLong, func(c *testkit.Call) { c.Fail(http.StatusInternalServerError, "down") }, false, http.StatusBadGateway},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, other := startPair(t, func(o *options) {
+				o.policy = routing.Policy{Rules: []routing.Rule{{
+					Name: "r", Targets: []routing.Target{{Provider: provider, Weight: 1}},
+					Fallback: []routing.Fallback{{On: c.on, Targets: []routing.Target{{Provider: second}}}},
+				}}}
+			}, nil)
+			s.up.Handle(c.script)
+			a := s.chat(plainBody)
+			require.Equal(t, c.status, a.status, a.body)
+			require.Equal(t, c.moved, other.Count() == 1)
+			require.Equal(t, c.moved, a.header.Get("X-Sluice-Provider") == second)
+		})
+	}
 }

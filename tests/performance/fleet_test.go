@@ -207,8 +207,8 @@ func TestAMemberWorksOnAsManyAsItHasSlots(t *testing.T) {
 	t.Parallel()
 	address := startMember(t, fleetMember{slots: 2, service: 100 * time.Millisecond})
 	result, _ := runSpec(t, loadSpec{
-		Mode: "open", Address: address, Rate: 200, Even: true, Connections: 8, Numbered: true,
-		Duration: 40 * time.Millisecond, Patience: 10 * time.Second,
+		Mode: "open", Address: address, Rate: 25, Even: true, Connections: 8, Numbered: true, // so far apart that they arrive in their order
+		Duration: 320 * time.Millisecond, Patience: 10 * time.Second,
 	})
 	require.Empty(t, result.Failures)
 	require.EqualValues(t, 8, result.Latency.Count)
