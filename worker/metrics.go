@@ -8,8 +8,8 @@ import (
 	"sluice/providers"
 )
 
-// Metrics are what a worker counts. Labels are provider names and error codes, both
-// of them few.
+// Metrics are what a worker counts. Labels are provider names, error codes and reasons,
+// all of them few, and of breakers that have turned the models, which have a bound.
 type Metrics struct {
 	upstream     *prometheus.HistogramVec
 	retries      *prometheus.CounterVec

@@ -170,7 +170,7 @@ type Provider struct {
 	IdleTimeout time.Duration `yaml:"idle_timeout" default:"60s" min:"1ms" max:"24h"`
 	// Jobs waiting or running for this provider. 0: as queue.max_queued says.
 	MaxQueued int `yaml:"max_queued" default:"0" min:"0" max:"1000000"`
-	// Further attempts after a call that failed in a way that may pass.
+	// Further attempts after a call that failed in a way that may pass. A 429 is waited for and counts as none.
 	MaxRetries int `yaml:"max_retries" default:"2" min:"0" max:"20"`
 	// Share of the calls that may be such further attempts, from 0 to 1, so that an upstream in trouble is not called more than a well one.
 	RetryBudget float64 `yaml:"retry_budget" default:"0.2" min:"0" max:"1" side:"worker"`
