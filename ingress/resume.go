@@ -119,7 +119,7 @@ func (s *Ingress) openTail(ctx context.Context, jobID, tenant string, from event
 	return &tailing{jobID: jobID, feed: f, listener: listener, deadline: time.Now().Add(s.opt.Timeout)}, nil
 }
 
-// A client can be back before what it has heard is kept.
+// A client can be back before what it has heard is kept, be it the end of the answer.
 const (
 	openingEvery = 10 * time.Millisecond // the first pause; each other one is twice as long
 	openingMost  = 400 * time.Millisecond
@@ -157,20 +157,22 @@ func endedWithout(blocks []queue.Block, run queue.Run) bool {
 	return ended
 }
 
-// tail sends events until the answer's end.
+// tail sends events until the answer's end. The response's head waits a little for what
+// may be kept only just now: to a client that has it all there is nothing to say.
 func (s *Ingress) tail(w http.ResponseWriter, r *http.Request, t *tailing) {
 	ctx, cancel := context.WithDeadline(r.Context(), t.deadline)
 	defer cancel()
 	out := newSSEWriter(w)
 	w.Header().Set("X-Sluice-Job-Id", t.jobID)
-	for {
+	most := min(s.opt.Keepalive, attachEvery)
+	for wait := openingEvery; ; wait = min(2*wait, most) {
 		if time.Since(t.attached) > attachEvery {
 			t.attached = time.Now()
 			if err := s.conn.Attach(t.jobID); err != nil {
 				s.log.Warn("job's ingress not told of its reader", "job_id", t.jobID, "error", err)
 			}
 		}
-		b, err := t.feed.take(ctx, min(s.opt.Keepalive, attachEvery))
+		b, err := t.feed.take(ctx, wait)
 		switch {
 		case r.Context().Err() != nil:
 			return
@@ -180,14 +182,19 @@ func (s *Ingress) tail(w http.ResponseWriter, r *http.Request, t *tailing) {
 		case b.End != nil && b.First > b.End.LastSeq+2:
 			s.failTail(w, r, out, t, errEventID(), batch{}) // there never was an event of this id
 			return
-		case b.End != nil && !out.head && b.First == b.End.LastSeq+2:
-			w.WriteHeader(http.StatusNoContent) // the client has it all; an EventSource stops here
+		case b.End != nil && b.First == b.End.LastSeq+2: // the client has it all
+			if !out.head {
+				w.WriteHeader(http.StatusNoContent) // an EventSource stops here
+			}
 			return
 		case b.End != nil && b.End.Err != nil:
 			s.failTail(w, r, out, t, b.End.Err, b)
 			return
 		case len(b.Chunks) == 0 && b.End == nil:
 			t.feed.look() // whoever should send live events may be gone
+			if !out.head && 2*wait < min(most, openingMost) {
+				continue
+			}
 		}
 		if !out.head {
 			out.begin()

@@ -107,6 +107,30 @@ func TestResumeOfAFailedStream(t *testing.T) {
 	r.get(path, "Last-Event-ID", "0-1-1").fails(http.StatusBadGateway, inference.CodeUpstreamCut)
 }
 
+func TestAClientMayBeBackBeforeTheEndIsKept(t *testing.T) {
+	t.Parallel()
+	r := setup(t, func(o *Options) { o.Keepalive = 50 * time.Millisecond })
+	r.work()
+	c := r.chat(streamRequest, "X-Sluice-Resume-Window", "20s")
+	k := r.take()
+	rec := r.conn.NewRecorder(k.job, k.run, 1)
+	k.events(1, `{"n":1}`)
+	frames(t, c.response().Body, func(f frame) bool { return f.id == "0-1-1" })
+	path := "/v1/chat/completions/" + k.job.ID + "/events"
+
+	late := r.get(path, "Last-Event-ID", "0-1-2").response() // its head is out before the end is kept
+	require.Equal(t, http.StatusOK, late.StatusCode)
+	c.cancel()
+	early := r.get(path, "Last-Event-ID", "0-1-2")
+	rec.Add([][]byte{[]byte(`{"n":1}`)})
+	end := &queue.End{JobID: k.job.ID, Run: k.run, LastSeq: 1, Err: &inference.Error{Code: inference.CodeUpstreamCut, Message: "Cut."}}
+	require.NoError(t, rec.Finish(t.Context(), end))
+	resp, _ := early.whole()
+	require.Equal(t, http.StatusNoContent, resp.StatusCode)
+	require.Empty(t, frames(t, late.Body, nil), "what the client has is not repeated")
+	k.end(end)
+}
+
 func TestAJobWhoseWorkerIsLostGoesToAnother(t *testing.T) {
 	t.Parallel()
 	r := setup(t)
