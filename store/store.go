@@ -1,7 +1,7 @@
-// Package store says what Sluice remembers: API keys, the usage ledger and files. It
-// holds the types, the errors and the rules that every database obeys; the
-// subpackages postgres and sqlite keep them, and storetest holds both to one
-// behaviour.
+// Package store says what Sluice remembers: API keys, the usage ledger, files, background
+// jobs and idempotency keys. It holds the types, the errors and the rules that every
+// database obeys; the subpackages postgres and sqlite keep them, and storetest holds
+// both to one behaviour.
 //
 // It opens no database and never sees a secret: a key is known by its hash. Only
 // ingresses use it; a worker has no database.
@@ -18,17 +18,20 @@ import (
 // The errors that callers match. Any other error means that the database could
 // not do its work, and the same call may succeed later.
 var (
-	// ErrNotFound says that no such key or file is stored.
+	// ErrNotFound says that no such key, or whatever is asked for, is stored.
 	ErrNotFound = errors.New("not found")
 
 	// ErrNameTaken says that a key which is not revoked has the name already.
 	ErrNameTaken = errors.New("name already taken by a key in force")
 
-	// ErrDuplicate says that a key with the same id or the same secret, or a file with
-	// the same id, is stored.
+	// ErrDuplicate says that a key with the same id or the same secret, or a file or
+	// job with the same id, is stored.
 	ErrDuplicate = errors.New("id or secret already stored")
 
-	// ErrInvalid says that a key, a record or a file can never be stored as it is: trying
+	// ErrConflict says that what is stored has moved on, or stands for something else.
+	ErrConflict = errors.New("conflict")
+
+	// ErrInvalid says that a key, a record, a file or a job can never be stored as it is: trying
 	// again is of no use.
 	ErrInvalid = errors.New("invalid")
 )
@@ -89,6 +92,8 @@ type Store interface {
 	Keys
 	Ledger
 	Files
+	Jobs
+	Idempotency
 
 	// Ping says whether the database answers.
 	Ping(ctx context.Context) error

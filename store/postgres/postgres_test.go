@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"maps"
 	"net"
 	"net/url"
 	"strings"
@@ -43,7 +44,7 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	conn, err := pgx.Connect(t.Context(), address)
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files; DELETE FROM "+
+	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files, jobs, idempotency_keys; DELETE FROM "+
 		migrations.VersionTable+" WHERE version_id > 0")
 	require.NoError(t, err)
 	require.NoError(t, conn.Close(t.Context()))
@@ -160,6 +161,7 @@ func requireAllFailWithin(t *testing.T, s *postgres.Store, limit time.Duration, 
 		},
 		"Usage": func() error { _, err := s.Usage(ctx, store.UsageFilter{}); return err },
 	}
+	maps.Copy(calls, jobCalls(ctx, s))
 	for name, call := range calls {
 		prepare()
 		start := time.Now()
@@ -170,7 +172,7 @@ func requireAllFailWithin(t *testing.T, s *postgres.Store, limit time.Duration, 
 	}
 }
 
-func open(t *testing.T, address string, opts postgres.Options) *postgres.Store {
+func open(t testing.TB, address string, opts postgres.Options) *postgres.Store {
 	t.Helper()
 	s, err := postgres.Open(t.Context(), address, opts)
 	require.NoError(t, err)

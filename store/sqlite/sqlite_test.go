@@ -38,6 +38,7 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	require.NoError(t, err)
 	for _, statement := range []string{
 		"DROP TABLE api_keys", "DROP TABLE usage_records", "DROP TABLE files",
+		"DROP TABLE jobs", "DROP TABLE idempotency_keys",
 		"DELETE FROM " + migrations.VersionTable + " WHERE version_id > 0",
 	} {
 		_, err := db.ExecContext(t.Context(), statement)
@@ -169,7 +170,7 @@ func holdWriteLock(t *testing.T, path string) {
 	})
 }
 
-func open(t *testing.T, path string) *sqlite.Store {
+func open(t testing.TB, path string) *sqlite.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), path)
 	require.NoError(t, err)

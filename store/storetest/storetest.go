@@ -38,6 +38,22 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 		t.Parallel()
 		runAll(t, newDatabase, fileTests)
 	})
+	t.Run("jobs", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, jobTests)
+	})
+	t.Run("dispatch", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, dispatchTests)
+	})
+	t.Run("ends", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, endTests)
+	})
+	t.Run("idempotency", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, idempotencyTests)
+	})
 }
 
 func runAll(t *testing.T, newDatabase func(t *testing.T) Open, tests map[string]func(*testing.T, Open)) {

@@ -1,0 +1,145 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Limits of idempotency keys.
+const (
+	MaxIdempotencyKeyBytes = 255
+	MaxAnswerHeaderBytes   = 16 << 10 // as JSON
+)
+
+// IdempotentRequest is a request that came with an idempotency key. A key belongs to a
+// tenant: the same one of another tenant is another key.
+type IdempotentRequest struct {
+	Tenant string
+	KeyID  string // the API key that it came with
+	Key    string
+	Hash   [32]byte // of all that makes it the same request
+	Owner  string   // this very call, unlike any other
+	JobID  string   // the job that the request becomes if the key is the caller's
+}
+
+// IdempotentOutcome is what became of a request with an idempotency key.
+type IdempotentOutcome string
+
+// The outcomes.
+const (
+	IdempotentNew      IdempotentOutcome = "new"       // the key is the caller's, who is to do the work
+	IdempotentInFlight IdempotentOutcome = "in_flight" // another caller is at it
+	IdempotentDone     IdempotentOutcome = "done"      // the answer is there
+)
+
+// IdempotentState is what BeginIdempotent found.
+type IdempotentState struct {
+	Outcome IdempotentOutcome
+
+	// JobID is the job to attach to while another is at it. For a new request it is the
+	// job of an owner who had the key before and was lost, if there was one.
+	JobID       string
+	LeasedUntil time.Time
+	Answer      IdempotentAnswer // when it is done
+
+	// ForgottenRef names the blob of an answer that was no longer kept and made room for
+	// this request. Nothing else names it, so the caller is to remove it.
+	ForgottenRef string
+}
+
+// IdempotentAnswer is the answer that every call with the key gets.
+type IdempotentAnswer struct {
+	Status  int
+	Header  map[string]string
+	Body    []byte // nil where BodyRef names the blob that has it
+	BodyRef string
+	JobID   string
+}
+
+// Idempotency is the part of the store that remembers which requests have been made
+// already. Of calls that come together one alone finds a key new. Times are the callers'.
+type Idempotency interface {
+	// BeginIdempotent takes the tenant's key for a request. A key that is new, or is no
+	// longer kept, is the caller's until now+lease, and is kept until now+keep at least. A
+	// lease that ran out is taken over by the next caller with the same request, and a
+	// repeated call of an owner finds the key still its own. Errors: ErrConflict for a key
+	// that stands for another request; ErrInvalid.
+	BeginIdempotent(
+		ctx context.Context, request IdempotentRequest, now time.Time, lease, keep time.Duration,
+	) (IdempotentState, error)
+
+	// RenewIdempotent prolongs the lease of an owner who is still at it. Errors:
+	// ErrNotFound when the key is not, or no longer, this owner's to finish.
+	RenewIdempotent(ctx context.Context, tenant, key, owner string, until time.Time) error
+
+	// FinishIdempotent stores the answer. Errors: ErrNotFound as for RenewIdempotent,
+	// ErrInvalid.
+	FinishIdempotent(ctx context.Context, tenant, key, owner string, answer IdempotentAnswer) error
+
+	// DropIdempotent frees the key again: the request was refused before it was accepted.
+	// Errors: ErrNotFound as for RenewIdempotent.
+	DropIdempotent(ctx context.Context, tenant, key, owner string) error
+
+	// PurgeIdempotent removes at most limit keys that are no longer kept, and at most
+	// MaxPage. It returns how many it removed, and the names of the blobs of their answers.
+	PurgeIdempotent(ctx context.Context, now time.Time, limit int) (refs []string, removed int, err error)
+}
+
+// HeldKey is an idempotency key as the database has it.
+type HeldKey struct {
+	Hash        [32]byte
+	Owner       string
+	JobID       string
+	LeasedUntil time.Time
+	ExpiresAt   time.Time
+	Done        bool
+	Answer      IdempotentAnswer
+}
+
+// Meet says what becomes of a request that finds its key held. With IdempotentNew the
+// key passes to the request.
+func (h HeldKey) Meet(r IdempotentRequest, now time.Time) (IdempotentState, error) {
+	leased := !h.Done && now.Before(h.LeasedUntil)
+	switch {
+	case !leased && !now.Before(h.ExpiresAt):
+		return IdempotentState{Outcome: IdempotentNew, ForgottenRef: h.Answer.BodyRef}, nil
+	case h.Hash != r.Hash:
+		return IdempotentState{}, fmt.Errorf("idempotency key of another request: %w", ErrConflict)
+	case h.Done:
+		return IdempotentState{Outcome: IdempotentDone, JobID: h.Answer.JobID, Answer: h.Answer}, nil
+	case h.Owner == r.Owner:
+		return IdempotentState{Outcome: IdempotentNew}, nil
+	case leased:
+		return IdempotentState{Outcome: IdempotentInFlight, JobID: h.JobID, LeasedUntil: h.LeasedUntil}, nil
+	default:
+		return IdempotentState{Outcome: IdempotentNew, JobID: h.JobID}, nil
+	}
+}
+
+// Validate returns why the request cannot be remembered. Nothing is cut to fit: two keys
+// must not become one.
+func (r IdempotentRequest) Validate() error {
+	switch {
+	case !isName(r.Tenant):
+		return fmt.Errorf("tenant of an idempotency key: %w", ErrInvalid)
+	case !isName(r.Key) || len(r.Key) > MaxIdempotencyKeyBytes:
+		return fmt.Errorf("idempotency key is empty, not text or longer than %d bytes: %w", MaxIdempotencyKeyBytes, ErrInvalid)
+	case !isName(r.Owner) || CleanText(r.JobID) != r.JobID:
+		return fmt.Errorf("owner or job of an idempotency key: %w", ErrInvalid)
+	}
+	return nil
+}
+
+// Validate returns why the answer cannot be remembered.
+func (a IdempotentAnswer) Validate() error {
+	switch {
+	case len(a.Body) > MaxInlineBytes:
+		return fmt.Errorf("idempotent answer has more than %d bytes: %w", MaxInlineBytes, ErrInvalid)
+	case len(a.Body) > 0 && a.BodyRef != "":
+		return fmt.Errorf("idempotent answer has two bodies: %w", ErrInvalid)
+	case CleanText(a.BodyRef) != a.BodyRef || CleanText(a.JobID) != a.JobID:
+		return fmt.Errorf("blob or job of an idempotent answer: %w", ErrInvalid)
+	}
+	return nil
+}

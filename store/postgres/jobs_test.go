@@ -1,0 +1,51 @@
+package postgres_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"sluice/internal/inference"
+	"sluice/internal/testkit"
+	"sluice/store"
+	"sluice/store/postgres"
+	"sluice/store/storetest"
+)
+
+// What background jobs cost the database.
+func BenchmarkJobs(b *testing.B) {
+	storetest.BenchmarkJobs(b, open(b, testkit.Postgres(b), postgres.Options{}))
+}
+
+// jobCalls has every method for jobs and idempotency keys, for the tests of a database
+// that does not answer.
+func jobCalls(ctx context.Context, s *postgres.Store) map[string]func() error {
+	now := time.Now()
+	job := store.Job{ID: "id", Tenant: "acme", Body: []byte("{}"), CreatedAt: now, Candidates: make([]inference.Candidate, 1)}
+	end := store.JobEnd{Status: store.JobFailed, FinishedAt: now, Record: inference.Record{JobID: "id"}}
+	request := store.IdempotentRequest{Tenant: "acme", Key: "key", Owner: "me"}
+	return map[string]func() error{
+		"CreateJob":         func() error { return s.CreateJob(ctx, job) },
+		"Job":               func() error { _, err := s.Job(ctx, "acme", "id"); return err },
+		"ListJobs":          func() error { _, err := s.ListJobs(ctx, store.JobFilter{Tenant: "acme"}); return err },
+		"JobStatus":         func() error { _, _, err := s.JobStatus(ctx, "id"); return err },
+		"LeaseUndispatched": func() error { _, err := s.LeaseUndispatched(ctx, now, 1, 1, 1); return err },
+		"MarkDispatched":    func() error { return s.MarkDispatched(ctx, "id", 0, "p", 1, now) },
+		"MarkStarted":       func() error { return s.MarkStarted(ctx, "id", 0, now) },
+		"FinishJobs":        func() error { _, err := s.FinishJobs(ctx, []store.JobEnd{end}); return err },
+		"CancelJob": func() error {
+			_, _, err := s.CancelJob(ctx, "acme", "id", now, now, inference.Record{})
+			return err
+		},
+		"ExpireJobs": func() error { _, err := s.ExpireJobs(ctx, now, 0, 1); return err },
+		"PurgeJobs":  func() error { _, err := s.PurgeJobs(ctx, now, 1); return err },
+		"BeginIdempotent": func() error {
+			_, err := s.BeginIdempotent(ctx, request, now, time.Second, time.Hour)
+			return err
+		},
+		"RenewIdempotent":  func() error { return s.RenewIdempotent(ctx, "acme", "key", "me", now) },
+		"FinishIdempotent": func() error { return s.FinishIdempotent(ctx, "acme", "key", "me", store.IdempotentAnswer{}) },
+		"DropIdempotent":   func() error { return s.DropIdempotent(ctx, "acme", "key", "me") },
+		"PurgeIdempotent":  func() error { _, _, err := s.PurgeIdempotent(ctx, now, 1); return err },
+	}
+}
