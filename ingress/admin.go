@@ -36,6 +36,7 @@ func (s *Ingress) AdminHandler(token string) http.Handler {
 	r := mux.NewRouter().SkipClean(true)
 	r.HandleFunc(adminapi.ExplainPath, s.explain).Methods(http.MethodPost)
 	r.HandleFunc(providersPath, s.listProviders).Methods(http.MethodGet)
+	s.routeWebhooks(r)
 	r.NotFoundHandler = http.HandlerFunc(s.adminNotFound)
 	r.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		w.Header().Set("Allow", allowedMethods(r, q))

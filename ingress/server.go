@@ -33,6 +33,7 @@ type Options struct {
 	Ping       func(ctx context.Context) error                                    // the database
 	Providers  map[string]ProviderInfo
 	Policy     routing.Policy
+	Webhooks   WebhookOptions
 
 	Timeout      time.Duration // a request's deadline, and the most that a client may ask for
 	Keepalive    time.Duration
@@ -57,6 +58,7 @@ type Ingress struct {
 	flights *flights
 	ledger  *ledger
 	files   *files
+	hooks   *hooks
 	answers *semaphore.Weighted       // bytes of large answers in memory
 	tails   atomic.Int64              // clients that read events of a job from its keep
 	load    func(provider string) int // jobs of this ingress that the provider has
@@ -91,6 +93,7 @@ func New(o Options) *Ingress {
 		safe: s.flights.remove, log: s.log, wake: make(chan struct{}, 1),
 	}
 	s.flights.ledger, s.flights.workers, s.load = s.ledger, s.workers, s.flights.load
+	s.hooks = newHooks(o.Webhooks, o.Metrics, s.log)
 	o.Metrics.watch(s)
 	return s
 }
@@ -130,6 +133,8 @@ func (s *Ingress) Start() (stop func(), err error) {
 		}
 		loops.Go(func() { s.files.run(ctx) })
 	}
+	loops.Go(func() { s.hooks.run(ctx) })
+	loops.Go(func() { s.hooks.prune(ctx) })
 	return func() {
 		s.settleRest()
 		cancel()

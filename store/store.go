@@ -94,6 +94,8 @@ type Store interface {
 	Files
 	Jobs
 	Idempotency
+	Webhooks
+	Deliveries
 
 	// Ping says whether the database answers.
 	Ping(ctx context.Context) error

@@ -94,7 +94,7 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 	}
 	in := ingress.New(ingress.Options{
 		ID: queue.NewProcessID(), Conn: conn, Keys: db, StaticKeys: staticKeys(cfg), Append: db.AppendUsage, Ping: db.Ping,
-		Providers: providerInfos(cfg), Policy: routingPolicy(cfg),
+		Providers: providerInfos(cfg), Policy: routingPolicy(cfg), Webhooks: webhookOptions(cfg, db),
 		Timeout: cfg.Server.Timeout, Keepalive: cfg.Server.Keepalive, MaxBodyBytes: int64(cfg.Server.MaxBodyBytes),
 		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight, BodyMemory: int64(cfg.Server.BodyMemory),
 		Files: ingress.FileOptions{

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 	"sluice/internal/config"
 )
 
-// Bounds on asking a running ingress, which only looks into its own memory.
+// Bounds on asking a running ingress, which looks into its own memory or its database.
 const (
 	askTimeout     = 10 * time.Second
 	maxAnswerBytes = 4 << 20
@@ -28,17 +29,27 @@ func (e *explainer) askIngress(cmd *cobra.Command, s *settings) (adminapi.Explai
 	if err != nil {
 		return answer, err
 	}
-	admin := loaded.Config.Admin
-	if admin.Address == "" {
+	if loaded.Config.Admin.Address == "" {
 		return answer, errors.New("--live needs admin.address and admin.token in the configuration, as the running ingress has them")
 	}
-	body, err := json.Marshal(e.request)
-	if err != nil {
-		return answer, fmt.Errorf("encode the request: %w", err)
+	err = callIngress(cmd.Context(), loaded.Config.Admin, http.MethodPost, adminapi.ExplainPath, e.request, &answer)
+	return answer, err
+}
+
+// callIngress asks a running ingress on its admin listener. What is nil is not sent, and
+// not read.
+func callIngress(ctx context.Context, admin config.Admin, method, path string, request, answer any) error {
+	var body io.Reader = http.NoBody
+	if request != nil {
+		text, err := json.Marshal(request)
+		if err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+		body = bytes.NewReader(text)
 	}
-	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodPost, baseURL(admin.Address)+adminapi.ExplainPath, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, baseURL(admin.Address)+path, body)
 	if err != nil {
-		return answer, fmt.Errorf("ask the ingress at admin.address %s: %w", admin.Address, err)
+		return fmt.Errorf("ask the ingress at admin.address %s: %w", admin.Address, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+admin.Token.Reveal())
@@ -50,22 +61,24 @@ func (e *explainer) askIngress(cmd *cobra.Command, s *settings) (adminapi.Explai
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return answer, fmt.Errorf("ask the ingress at admin.address %s: %w", admin.Address, err)
+		return fmt.Errorf("ask the ingress at admin.address %s: %w", admin.Address, err)
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
 	switch {
 	case err != nil:
-		return answer, fmt.Errorf("read the answer of the ingress at admin.address %s: %w", admin.Address, err)
+		return fmt.Errorf("read the answer of the ingress at admin.address %s: %w", admin.Address, err)
 	case len(text) > maxAnswerBytes:
-		return answer, fmt.Errorf("the answer of the ingress at admin.address %s is longer than %d bytes", admin.Address, maxAnswerBytes)
-	case resp.StatusCode != http.StatusOK:
-		return answer, refusedBy(admin.Address, resp.StatusCode, text)
+		return fmt.Errorf("the answer of the ingress at admin.address %s is longer than %d bytes", admin.Address, maxAnswerBytes)
+	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent:
+		return refusedBy(admin.Address, resp.StatusCode, text)
+	case answer == nil:
+		return nil
 	}
-	if err := json.Unmarshal(text, &answer); err != nil {
-		return answer, fmt.Errorf("read the answer of the ingress at admin.address %s: %w", admin.Address, err)
+	if err := json.Unmarshal(text, answer); err != nil {
+		return fmt.Errorf("read the answer of the ingress at admin.address %s: %w", admin.Address, err)
 	}
-	return answer, nil
+	return nil
 }
 
 // refusedBy says what an ingress has against the question.

@@ -124,7 +124,7 @@ started stream can be resumed, and usage is counted exactly once.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		serveCommand(s), ingressCommand(s), workerCommand(s), migrateCommand(s),
-		keysCommand(s), configCommand(s), routeCommand(s), versionCommand(),
+		keysCommand(s), configCommand(s), routeCommand(s), webhooksCommand(s), versionCommand(),
 	)
 	return root
 }

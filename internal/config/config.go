@@ -29,6 +29,8 @@ type Config struct {
 	Cache Cache `yaml:"cache"`
 	// Logs, metrics and health.
 	Observability Observability `yaml:"observability"`
+	// What tenants' own servers are told of.
+	Webhooks Webhooks `yaml:"webhooks" side:"ingress"`
 	// What an operator may ask of a running ingress.
 	Admin Admin `yaml:"admin" side:"ingress"`
 }
@@ -297,6 +299,18 @@ type Observability struct {
 	LogFormat string `yaml:"log_format" default:"json" oneof:"json,text"`
 	// Where a worker listens for health and metrics, as host:port. Empty: nowhere.
 	Address string `yaml:"address"`
+}
+
+// Webhooks configures the events that are sent to tenants' own servers.
+type Webhooks struct {
+	// Whether webhooks may be sent to private networks and to this machine, and without TLS. For development: with it, whoever names an address reaches what the ingress reaches.
+	AllowPrivateNetworks bool `yaml:"allow_private_networks" default:"false"`
+	// Longest time that one delivery may take in all.
+	Timeout time.Duration `yaml:"timeout" default:"15s" min:"1s" max:"1m"`
+	// Endpoints that one tenant may have.
+	MaxEndpoints int `yaml:"max_endpoints" default:"20" min:"1" max:"1000"`
+	// How long events and the log of their deliveries are kept after the last one has ended.
+	Keep time.Duration `yaml:"keep" default:"168h" min:"1h" max:"8760h"`
 }
 
 // Admin configures a listener of its own, on which an operator asks a running ingress

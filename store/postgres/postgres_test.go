@@ -44,7 +44,8 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	conn, err := pgx.Connect(t.Context(), address)
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files, jobs, idempotency_keys; DELETE FROM "+
+	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files, jobs, idempotency_keys, "+
+		"webhooks, webhook_secrets, webhook_events, webhook_deliveries, webhook_attempts; DELETE FROM "+
 		migrations.VersionTable+" WHERE version_id > 0")
 	require.NoError(t, err)
 	require.NoError(t, conn.Close(t.Context()))

@@ -39,6 +39,8 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	for _, statement := range []string{
 		"DROP TABLE api_keys", "DROP TABLE usage_records", "DROP TABLE files",
 		"DROP TABLE jobs", "DROP TABLE idempotency_keys",
+		"DROP TABLE webhooks", "DROP TABLE webhook_secrets", "DROP TABLE webhook_events",
+		"DROP TABLE webhook_deliveries", "DROP TABLE webhook_attempts",
 		"DELETE FROM " + migrations.VersionTable + " WHERE version_id > 0",
 	} {
 		_, err := db.ExecContext(t.Context(), statement)

@@ -54,6 +54,15 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 		t.Parallel()
 		runAll(t, newDatabase, idempotencyTests)
 	})
+	t.Run("webhooks", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, webhookTests)
+	})
+	t.Run("deliveries", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, deliveryTests)
+		runAll(t, newDatabase, deliveryLogTests)
+	})
 }
 
 func runAll(t *testing.T, newDatabase func(t *testing.T) Open, tests map[string]func(*testing.T, Open)) {

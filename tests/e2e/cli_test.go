@@ -33,6 +33,12 @@ func TestCommandLines(t *testing.T) {
 		{line: "keys create x --expires soon", code: 2, stderr: "--expires"},
 		{line: "keys create x --models gpt-[", code: 2, stderr: "key model 1 is neither a model's name nor a glob"},
 		{line: "keys create x --tenant=", code: 2, stderr: "key tenant is empty"},
+		{line: "webhooks nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "webhooks create", code: 2, stderr: "takes one name"},
+		{line: "webhooks rotate whk_x --overlap soon", code: 2, stderr: "--overlap"},
+		{line: "webhooks redeliver", code: 2, stderr: "takes an event's id"},
+		{line: "webhooks log a b", code: 2, stderr: "takes one id at most"},
+		{line: "webhooks list", code: 1, stderr: "needs admin.address and admin.token"},
 		{line: "config nonsense", code: 2, stderr: `unknown command "nonsense"`},
 		{line: "config validate --role king", code: 2, stderr: "--role king"},
 		{line: "config validate --provider up", code: 2, stderr: "--role worker"},
@@ -66,7 +72,10 @@ func TestCommandLines(t *testing.T) {
 
 func TestHelpTextsHaveExamples(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"", "help", "serve", "ingress", "worker", "migrate", "keys", "keys create", "keys list", "keys revoke", "config", "config validate", "config show", "config schema"} {
+	for _, name := range []string{
+		"", "help", "serve", "ingress", "worker", "migrate", "keys", "keys create", "keys list", "keys revoke", "webhooks", "webhooks create", "webhooks list", "webhooks test", "webhooks rotate", "webhooks enable",
+		"webhooks delete", "webhooks log", "webhooks redeliver", "webhooks secret", "config", "config validate", "config show", "config schema",
+	} {
 		code, stdout, stderr := execute(t, command{args: append(strings.Fields(name), "--help")})
 		require.Zero(t, code, stderr)
 		require.Contains(t, stdout, "Examples:", "sluice %s --help", name)

@@ -75,6 +75,7 @@ type options struct {
 	others      []string // further providers that serve the same models, behind the first one
 	static      []store.Key
 	policy      routing.Policy
+	private     bool // webhooks may go to this machine
 	wrap        func(store.Store) store.Store
 }
 
@@ -201,9 +202,12 @@ func (s *stack) addIngress() {
 		infos[name] = ingress.ProviderInfo{Models: o.models, MaxQueued: o.maxQueued}
 	}
 	t.Cleanup(d.conn.Close)
+	hooks := ingress.WebhookOptions{
+		Store: s.db, AllowPrivate: o.private, Timeout: 15 * time.Second, MaxEndpoints: 100, Keep: time.Hour,
+	}
 	d.ingress = ingress.New(ingress.Options{
 		ID: queue.NewProcessID(), Conn: d.conn, Keys: s.db, StaticKeys: o.static, Append: s.db.AppendUsage, Ping: s.db.Ping,
-		Providers: infos, Policy: o.policy,
+		Providers: infos, Policy: o.policy, Webhooks: hooks,
 		Timeout: o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight, BodyMemory: 512 << 20,
 		Files:   ingress.FileOptions{Rows: s.db, MaxBytes: 96 << 20, MaxBatchBytes: 32 << 20, MaxTransfers: 16},
 		Metrics: ingress.NewMetrics(reg), MetricsHandler: observability.MetricsHandler(reg), Logger: s.log,
