@@ -14,8 +14,16 @@ const (
 // Lane is a job's priority lane in its provider's queue.
 type Lane string
 
-// LaneInteractive carries calls that a client waits for.
-const LaneInteractive Lane = "interactive"
+// The lanes, in the order in which they are served.
+const (
+	LaneInteractive Lane = "interactive" // calls that a client waits for
+	LaneBackground  Lane = "background"  // jobs that a client asks for later
+	LaneBatch       Lane = "batch"       // lines of batches
+)
+
+// Stored reports whether the database owns the lane's jobs: then a message only stands for
+// one, and its answer goes back there.
+func (l Lane) Stored() bool { return l == LaneBackground || l == LaneBatch }
 
 // Candidate is one way to serve a job: a provider and the model to ask it for.
 type Candidate struct {
@@ -59,6 +67,9 @@ type Job struct {
 
 	CreatedAt time.Time
 	Deadline  time.Time
+
+	// RunFor is how long one run may take; zero: until the deadline.
+	RunFor time.Duration
 
 	// Candidates are still to be tried, in order; the first is the one whose queue
 	// the job stands in.
