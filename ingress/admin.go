@@ -77,16 +77,9 @@ func (s *Ingress) adminNotFound(w http.ResponseWriter, r *http.Request) {
 // explain serves POST /admin/v1/route/explain: where a request would go, and why. It
 // leaves no trace in what it tells of: turns are not taken, and chance plays no part.
 func (s *Ingress) explain(w http.ResponseWriter, r *http.Request) {
-	ctrl := http.NewResponseController(w)
-	_ = ctrl.SetReadDeadline(time.Now().Add(adminTimeout)) // not every writer has deadlines; the server's does
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, adminMaxBody))
-	_ = ctrl.SetReadDeadline(time.Time{})
-	switch {
-	case isTooLarge(err):
-		s.adminFail(w, r, inference.Errorf(inference.CodeRequestTooLarge, "The request body is larger than %d bytes.", adminMaxBody))
-		return
-	case err != nil:
-		s.adminFail(w, r, &inference.Error{Code: inference.CodeInvalidRequest, Message: "The request body could not be read to its end.", Err: err})
+	body, err := readAdminBody(w, r)
+	if err != nil {
+		s.adminFail(w, r, err)
 		return
 	}
 	req, err := parseExplain(body)
@@ -97,6 +90,21 @@ func (s *Ingress) explain(w http.ResponseWriter, r *http.Request) {
 	q := req.Question() // whether its key may ask for the model is another question: it is named, not borne
 	q.Turn, q.Load = s.workers.nextTurn, s.load
 	s.writeJSON(w, r, adminapi.Explained(s.workers.now().Explain(q)))
+}
+
+// readAdminBody reads a request's body, within bounds of its size and of its time.
+func readAdminBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	ctrl := http.NewResponseController(w)
+	_ = ctrl.SetReadDeadline(time.Now().Add(adminTimeout)) // not every writer has deadlines; the server's does
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, adminMaxBody))
+	_ = ctrl.SetReadDeadline(time.Time{})
+	switch {
+	case isTooLarge(err):
+		return nil, inference.Errorf(inference.CodeRequestTooLarge, "The request body is larger than %d bytes.", adminMaxBody)
+	case err != nil:
+		return nil, &inference.Error{Code: inference.CodeInvalidRequest, Message: "The request body could not be read to its end.", Err: err}
+	}
+	return body, nil
 }
 
 // parseExplain reads an ExplainRequest and checks it. Unlike a client's request it may

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"strconv"
 	"time"
@@ -216,15 +215,10 @@ func (s *Ingress) listDeliveries(w http.ResponseWriter, r *http.Request) {
 // readAdmin reads a request's body into a struct. It may hold nothing that is not known:
 // whoever asks must not get something else than they mean. No body is an empty one.
 func readAdmin(w http.ResponseWriter, r *http.Request, into any) error {
-	ctrl := http.NewResponseController(w)
-	_ = ctrl.SetReadDeadline(time.Now().Add(adminTimeout)) // not every writer has deadlines; the server's does
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, adminMaxBody))
-	_ = ctrl.SetReadDeadline(time.Time{})
+	body, err := readAdminBody(w, r)
 	switch {
-	case isTooLarge(err):
-		return inference.Errorf(inference.CodeRequestTooLarge, "The request body is larger than %d bytes.", adminMaxBody)
 	case err != nil:
-		return &inference.Error{Code: inference.CodeInvalidRequest, Message: "The request body could not be read to its end.", Err: err}
+		return err
 	case len(body) == 0:
 		return nil
 	case !json.Valid(body):
