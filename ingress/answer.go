@@ -55,7 +55,7 @@ func (s *Ingress) answerBody(r *http.Request, f *flight, end *queue.End) (body [
 	if end.BodyRef == "" {
 		return end.Body, func() {}, nil
 	}
-	defer s.flights.dropBlob(end.JobID, end.BodyRef) // whatever becomes of it, nobody else asks for it
+	defer s.flights.letGo(f, end)
 	ctx, cancel := context.WithDeadline(r.Context(), f.job.Deadline)
 	defer cancel()
 	held := int64(0)

@@ -39,6 +39,7 @@ type flight struct {
 	first      firstChunk
 
 	end     *queue.End // the answer, or the error instead of it
+	fetched bool       // a large answer was read by the client's handler, or given up
 	outcome inference.Outcome
 	ended   bool
 	left    time.Time // when the wait for an answer was given up

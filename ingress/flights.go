@@ -28,6 +28,8 @@ type flights struct {
 	fullAt map[string]time.Time // when a provider's queue last refused a job
 	counts map[string]int       // flights by the provider that has them
 
+	fetching sync.Map // names of large answers that clients' handlers read
+
 	side    sync.WaitGroup // short errands that nobody waits for until the stop
 	streams streamAges
 	nudge   chan struct{} // the streams have to be looked at now
@@ -129,6 +131,9 @@ func (fs *flights) Events(e *queue.Events) {
 func (fs *flights) Ended(e *queue.End) {
 	f := fs.find(e.JobID)
 	if f == nil {
+		if _, read := fs.fetching.Load(e.BodyRef); e.BodyRef != "" && !read {
+			fs.side.Go(func() { fs.dropBlob(e.JobID, e.BodyRef) }) // it was on its way while the client left
+		}
 		fs.settle(e)
 		return
 	}
@@ -169,16 +174,34 @@ func (fs *flights) account(f *flight, e *queue.End) {
 	if f.feed != nil {
 		f.feed.finish(e)
 	}
+	if e.BodyRef != "" && !fs.keepsAnswer(f, e) {
+		fs.side.Go(func() { fs.dropBlob(e.JobID, e.BodyRef) }) // the answer came after its client had gone
+	}
 	fs.ledger.add(entry{record: rec, worker: e.Worker})
 	if f.bodyRef != "" {
 		fs.side.Go(func() { fs.dropBlob(e.JobID, f.bodyRef) })
 	}
+}
+
+// keepsAnswer reports whether the large answer is the client's, whose handler reads it
+// and then lets it go. Until then an end that comes again must not, also when the flight
+// is gone.
+func (fs *flights) keepsAnswer(f *flight, e *queue.End) bool {
 	f.mu.Lock()
-	taken := f.end == e
-	f.mu.Unlock()
-	if !taken && e.BodyRef != "" {
-		fs.side.Go(func() { fs.dropBlob(e.JobID, e.BodyRef) }) // the answer came after its client had gone
+	defer f.mu.Unlock()
+	if f.end == e && !f.fetched {
+		fs.fetching.Store(e.BodyRef, true)
 	}
+	return f.end == e
+}
+
+// letGo removes a large answer, whatever became of its reading: nobody else asks for it.
+func (fs *flights) letGo(f *flight, end *queue.End) {
+	fs.dropBlob(end.JobID, end.BodyRef)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fetched = true
+	fs.fetching.Delete(end.BodyRef)
 }
 
 // Claimed implements queue.Replies.

@@ -3,7 +3,7 @@ package ingress
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"sluice/internal/testkit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testkit.Main(m) }

@@ -17,14 +17,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"sluice/internal/apikey"
+	"sluice/internal/testkit"
 	"sluice/store"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	testkit.Main(m)
 }
 
 // soon is how long a test waits for what must happen; nothing takes nearly as long.
