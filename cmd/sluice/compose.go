@@ -68,6 +68,12 @@ func embeddedMemory(cfg *config.Config) int64 {
 	return int64(cfg.Queue.EventsMaxBytes) + 4<<30
 }
 
+// Bounds of what the queue holds for stored jobs.
+const (
+	storedJobs   = 100_000 // messages, for each provider
+	resultsBytes = 1 << 30
+)
+
 func connect(name string, cfg *config.Config, embedded *queue.Embedded, log *slog.Logger) (*queue.Conn, error) {
 	q := cfg.Queue
 	c, err := queue.Connect(queue.Options{
@@ -78,7 +84,7 @@ func connect(name string, cfg *config.Config, embedded *queue.Embedded, log *slo
 			Storage: q.Storage, Replicas: q.Replicas, AckWait: q.AckWait,
 			EventsBytes: int64(q.EventsMaxBytes), EventsAge: q.EventsMaxAge, BlobsBytes: int64(q.BodiesMaxBytes),
 			BlobsAge: 24*time.Hour + time.Hour, FilesBytes: int64(cfg.Files.StoreMaxBytes),
-			UsageBytes: 2 << 30, DeadLetterAge: 7 * 24 * time.Hour,
+			UsageBytes: 2 << 30, StoredJobs: storedJobs, ResultsBytes: resultsBytes, DeadLetterAge: 7 * 24 * time.Hour,
 		},
 		Logger: log,
 	})

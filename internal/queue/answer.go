@@ -109,7 +109,7 @@ func (a *Answerer) StoreAnswer(ctx context.Context, e *End) error {
 	if err := a.conn.blobs.put(ctx, ref, e.Body); err != nil {
 		return err
 	}
-	e.BodyRef, e.Body = ref, nil
+	e.BodyRef, e.bodyBytes, e.Body = ref, len(e.Body), nil
 	return nil
 }
 
@@ -132,9 +132,13 @@ const claimTimeout = 2 * time.Second
 // wanted. The error wraps ErrNoIngress when nobody hears the question; when it is heard
 // and not judged in time, or lost with the connection, the error is another one.
 func (a *Answerer) Claim(ctx context.Context, c Claim) (Judgement, error) {
+	return a.ask(ctx, replySubject(whatClaim, c.JobID), c)
+}
+
+func (a *Answerer) ask(ctx context.Context, subject string, c Claim) (Judgement, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
-	m, err := a.conn.nc.RequestWithContext(ctx, replySubject(whatClaim, c.JobID), c.encode())
+	m, err := a.conn.nc.RequestWithContext(ctx, subject, c.encode())
 	if errors.Is(err, nats.ErrNoResponders) {
 		return Judgement{}, fmt.Errorf("claim job %s: %w: %w", c.JobID, ErrNoIngress, err)
 	}
@@ -148,24 +152,29 @@ func (a *Answerer) Claim(ctx context.Context, c Claim) (Judgement, error) {
 	return j, nil
 }
 
-// Forward publishes the job to its first candidate's queue and waits until the server
-// has it. It returns the message's place in the stream. The error wraps ErrFull or
+// Forward publishes the job to its lane of its first candidate's queue and waits until
+// the server has it. It returns the message's place in the stream. The error wraps ErrFull or
 // ErrNoQueue when the queue does not take the job; after any other it may have it or
 // not, and the same call may be made again.
 func (a *Answerer) Forward(ctx context.Context, j *inference.Job, bodyRef string) (seq uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-	reply, err := a.conn.nc.RequestMsgWithContext(ctx, jobMessage(j, bodyRef))
-	if errors.Is(err, nats.ErrNoResponders) {
-		return 0, fmt.Errorf("forward job %s: %w", j.ID, ErrNoQueue)
-	}
-	if err == nil {
-		seq, err = parsePubAck(reply)
-	}
-	if err != nil {
+	if seq, err = a.conn.publishAcked(ctx, jobMessage(j, bodyRef)); err != nil {
 		return 0, fmt.Errorf("forward job %s: %w", j.ID, err)
 	}
 	return seq, nil
+}
+
+// publishAcked publishes a message and waits for its place in its stream.
+func (c *Conn) publishAcked(ctx context.Context, m *nats.Msg) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	reply, err := c.nc.RequestMsgWithContext(ctx, m)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return 0, ErrNoQueue
+	}
+	if err != nil {
+		return 0, err
+	}
+	return parsePubAck(reply)
 }
 
 // Passed tells the job's ingress that the worker gives the job up for another to do.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"sluice/internal/inference"
 )
 
 // inlineBytes is the largest body that travels in a message. It leaves room below
@@ -70,9 +72,27 @@ func (b *blobs) put(ctx context.Context, name string, body []byte) error {
 		return err
 	}
 	if _, err := store.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(body)); err != nil {
+		if isFull(err) {
+			return fmt.Errorf("store blob %s: %w: %w", name, ErrFull, err)
+		}
 		return fmt.Errorf("store blob %s: %w", name, err)
 	}
 	return nil
+}
+
+// bodyName names the blob that holds a job's body.
+func bodyName(jobID string) string { return jobID + ".body" }
+
+// putBody keeps a body that is too large for a message. It returns its name, or "" when
+// the body travels in the message itself.
+func (b *blobs) putBody(ctx context.Context, j *inference.Job) (string, error) {
+	if len(j.Body) <= inlineBytes {
+		return "", nil
+	}
+	if err := b.put(ctx, bodyName(j.ID), j.Body); err != nil {
+		return "", err
+	}
+	return bodyName(j.ID), nil
 }
 
 func (b *blobs) get(ctx context.Context, name string, admit func(size int64) error) ([]byte, error) {

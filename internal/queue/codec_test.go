@@ -19,6 +19,7 @@ func fullJob() *inference.Job {
 	j := testJob(`{"model":"m"}`)
 	j.Epoch, j.Attempts, j.Stream, j.IncludeUsage = 3, 2, true, true
 	j.Tenant, j.KeyID, j.Model = " a team\r\nX-Evil: 1 ", "config:été/1 ", "org/model name:v1?&="
+	j.RunFor = 90 * time.Second
 	j.TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	j.Candidates = []inference.Candidate{{Provider: testProvider, Model: "a/b c%2F"}, {Provider: "other", Model: ""}}
 	return j
@@ -77,6 +78,8 @@ func TestParseJobRefusesWhatIsNoJob(t *testing.T) {
 		"negative epoch":      {hdrEpoch, "-1"},
 		"huge epoch":          {hdrEpoch, "99999999999"},
 		"attempts":            {hdrAttempts, "many"},
+		"run for":             {hdrRunFor, "-1"},
+		"run for ever":        {hdrRunFor, "99999999999"},
 		"tenant":              {hdrTenant, "%zz"},
 		"key":                 {hdrKey, "%zz"},
 		"model":               {hdrModel, "%"},
@@ -214,6 +217,12 @@ func TestFramesRoundTrip(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, rs, records)
 
+	for _, want := range []*Result{fullResult(), passedResult(), {End: &End{JobID: resultJob, Body: []byte{}}, Lost: true, Lane: inference.LaneBackground}} {
+		result, err := decodeResult(want.Lane, want.encode())
+		require.NoError(t, err)
+		require.Equal(t, want, result)
+	}
+
 	ids, err := decodeIDs(encodeIDs([]string{"a", "", "ccc"}))
 	require.NoError(t, err)
 	require.Equal(t, []string{"a", "", "ccc"}, ids)
@@ -245,6 +254,8 @@ func TestFramesCutOrLongerAreRefused(t *testing.T) {
 		"held":      {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
 		"records":   {encodeRecords([]inference.Record{fullRecord()}), func(b []byte) error { _, err := decodeRecords(b); return err }},
 		"no tries":  {encodeRecords(records(0, 2)), func(b []byte) error { _, err := decodeRecords(b); return err }},
+		"result":    {fullResult().encode(), func(b []byte) error { _, err := decodeResult(inference.LaneBatch, b); return err }},
+		"ended on":  {passedResult().encode(), func(b []byte) error { _, err := decodeResult(inference.LaneBatch, b); return err }},
 		"ids":       {encodeIDs([]string{"a", "b"}), func(b []byte) error { _, err := decodeIDs(b); return err }},
 	}
 	for name, d := range decoders {
@@ -260,6 +271,26 @@ func TestFramesCutOrLongerAreRefused(t *testing.T) {
 			require.ErrorIs(t, d.decode(other), errFrame, "another version")
 		})
 	}
+}
+
+func TestAFrameThatIsNoResultIsRefused(t *testing.T) {
+	t.Parallel()
+	odd, lost, good := fullResult(), passedResult(), fullResult()
+	odd.End.JobID = "j"
+	lost.Lost = true
+	good.End.Body = make([]byte, 3)
+	_, err := decodeResult(inference.LaneBatch, good.encode())
+	require.NoError(t, err)
+	_, err = decodeResult(inference.LaneInteractive, good.encode())
+	require.ErrorIs(t, err, errFrame, "a lane whose jobs nobody stored")
+	for name, r := range map[string]*Result{"not a job id": odd, "lost, but passed on": lost} {
+		_, err := decodeResult(inference.LaneBatch, r.encode())
+		require.ErrorIs(t, err, errFrame, name)
+	}
+	broken := good.encode()
+	broken[len(broken)-1-len(good.End.Body)]++ // the length of the body within the end within the result
+	_, err = decodeResult(inference.LaneBatch, broken)
+	require.ErrorIs(t, err, errFrame)
 }
 
 // Rows wait in the usage stream while processes of two versions run, so one without
@@ -427,13 +458,23 @@ func FuzzFrames(f *testing.F) {
 	f.Add(byte(7), encodeRecords(records(0, 2)))
 	f.Add(byte(9), fullPassed().encode())
 	f.Add(byte(10), new(fullJudgement()).encode())
+	f.Add(byte(11), fullResult().encode())
+	f.Add(byte(11), passedResult().encode())
 	f.Add(byte(7), forged(0))
 	f.Add(byte(0), forged(6))
 	f.Add(byte(4), forged(0))
 	f.Add(byte(8), gathered(fullEvents(), fullEvents()))
 	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
 		const most = 1 << 16
-		switch kind % 11 {
+		switch kind % 12 {
+		case 11:
+			if r, err := decodeResult(inference.LaneBatch, data); err == nil {
+				if r.bytes(most) < 0 || !r.valid() {
+					t.Fatalf("accepted a result out of bounds: %+v", r)
+				}
+				again, err := decodeResult(inference.LaneBatch, r.encode())
+				requireSame(t, r, again, err)
+			}
 		case 9:
 			if p, err := decodePassed("j", data); err == nil {
 				again, err := decodePassed("j", p.encode())
@@ -509,7 +550,7 @@ func FuzzFrames(f *testing.F) {
 				t.Fatalf("%d of %d came back: %v", n, len(list), err)
 			}
 		default:
-			b, err := decodeBlock("j", blockHeader(kind%9 == 6), data, most)
+			b, err := decodeBlock("j", blockHeader(kind%12 == 6), data, most)
 			if err != nil {
 				return
 			}

@@ -86,17 +86,7 @@ func (d *Dispatcher) Close() {
 // StoreBody keeps a body that is too large for a message. It returns the name to
 // publish the job with, or "" when the body travels in the message itself.
 func (d *Dispatcher) StoreBody(ctx context.Context, j *inference.Job) (string, error) {
-	if len(j.Body) <= inlineBytes {
-		return "", nil
-	}
-	name := j.ID + ".body"
-	if err := d.conn.blobs.put(ctx, name, j.Body); err != nil {
-		if isFull(err) {
-			return "", fmt.Errorf("%w: %w", ErrFull, err)
-		}
-		return "", err
-	}
-	return name, nil
+	return d.conn.blobs.putBody(ctx, j)
 }
 
 // Publish sends the job to its first candidate's queue. It does not wait: Published
@@ -133,33 +123,55 @@ func (d *Dispatcher) Cancel(ctx context.Context, jobID, provider string, seq uin
 	return d.Remove(ctx, jobID, provider, seq)
 }
 
-// Remove takes the job's message out of the provider's queue, whoever has it.
+// Remove takes the job's message out of the provider's queue of interactive jobs, whoever
+// has it.
 func (d *Dispatcher) Remove(ctx context.Context, jobID, provider string, seq uint64) error {
 	if seq == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	req := fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq)
-	reply, err := d.conn.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.DELETE."+jobStream(provider), req)
+	reply, err := d.conn.nc.RequestMsgWithContext(ctx, removal(jobStream(provider), seq))
+	if err == nil {
+		err = removed(reply)
+	}
 	if err != nil {
 		return fmt.Errorf("remove job %s from its queue: %w", jobID, err)
-	}
-	// A message that is gone was taken, finished or removed already: as wished.
-	if code, text := apiError(reply.Data); code != 0 && !goneCode(code) {
-		return fmt.Errorf("remove job %s from its queue: %s (%d)", jobID, text, code)
 	}
 	return nil
 }
 
-// Queued reports whether the provider's queue still has the message that was given
-// this place, waiting or in a worker's hands.
+// removal asks the server to remove one message of a stream.
+func removal(stream string, seq uint64) *nats.Msg {
+	return &nats.Msg{Subject: "$JS.API.STREAM.MSG.DELETE." + stream, Data: fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq)}
+}
+
+// removed reads the answer to a removal. A message that is gone was taken, finished or
+// removed already: as wished.
+func removed(reply *nats.Msg) error {
+	if reply.Header.Get("Status") == "503" {
+		return nats.ErrNoResponders // JetStream is down
+	}
+	code, text := apiError(reply.Data)
+	if code == 0 || goneCode(code) || code == codeDeleteFailed && (text == textNotFound || text == textEnd) {
+		return nil
+	}
+	return fmt.Errorf("%s (%d)", text, code)
+}
+
+// Queued reports whether the provider's queue of interactive jobs still has the message
+// that was given this place, waiting or in a worker's hands.
 func (d *Dispatcher) Queued(ctx context.Context, provider string, seq uint64) (bool, error) {
+	return d.conn.holds(ctx, jobStream(provider), seq)
+}
+
+// holds reports whether the stream has a message at this place.
+func (c *Conn) holds(ctx context.Context, stream string, seq uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	reply, err := d.conn.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+jobStream(provider), fmt.Appendf(nil, `{"seq":%d}`, seq))
+	reply, err := c.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+stream, fmt.Appendf(nil, `{"seq":%d}`, seq))
 	if err != nil {
-		return false, fmt.Errorf("look for message %d of %s: %w", seq, jobStream(provider), err)
+		return false, fmt.Errorf("look for message %d of %s: %w", seq, stream, err)
 	}
 	switch code, text := apiError(reply.Data); {
 	case code == 0:
@@ -167,12 +179,19 @@ func (d *Dispatcher) Queued(ctx context.Context, provider string, seq uint64) (b
 	case goneCode(code):
 		return false, nil
 	default:
-		return false, fmt.Errorf("look for message %d of %s: %s (%d)", seq, jobStream(provider), text, code)
+		return false, fmt.Errorf("look for message %d of %s: %s (%d)", seq, stream, text, code)
 	}
 }
 
-// codeSequenceNotFound is what the server says of a message to delete that is not there.
-const codeSequenceNotFound jetstream.ErrorCode = 10043
+// What the server says of a message to delete that is not there: codeSequenceNotFound, or
+// codeDeleteFailed with what its store says, which depends on how much else is gone.
+const (
+	codeSequenceNotFound jetstream.ErrorCode = 10043
+	codeDeleteFailed     jetstream.ErrorCode = 10057
+
+	textNotFound = "no message found"
+	textEnd      = "stream store EOF"
+)
 
 // goneCode says that there is no such message, or not even its stream.
 func goneCode(c jetstream.ErrorCode) bool {

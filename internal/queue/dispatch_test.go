@@ -426,8 +426,28 @@ func TestLimitsChooseTheStorage(t *testing.T) {
 	require.Equal(t, jetstream.MemoryStorage, l.jobs("p", 1).Storage)
 	l.Storage = "file"
 	require.Equal(t, jetstream.FileStorage, l.jobs("p", 1).Storage)
-	require.False(t, l.interactive("p", 1).MemoryStorage)
+	require.False(t, l.lane("p", inference.LaneInteractive, 1).MemoryStorage)
 	require.Equal(t, jetstream.DiscardNew, l.jobs("p", 1).Discard)
+}
+
+func TestAMessageThatIsGoneIsRemoved(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		answer string
+		gone   bool
+	}{
+		"removed":                  {`{"success":true}`, true},
+		"no such sequence":         {`{"error":{"err_code":10043,"description":"sequence 7 not found"}}`, true},
+		"no such stream":           {`{"error":{"err_code":10059,"description":"stream not found"}}`, true},
+		"with all around it":       {`{"error":{"err_code":10057,"description":"no message found"}}`, true},
+		"never there":              {`{"error":{"err_code":10057,"description":"stream store EOF"}}`, true},
+		"not permitted":            {`{"error":{"err_code":10057,"description":"message delete not permitted"}}`, false},
+		"the server has no leader": {`{"error":{"err_code":10008,"description":"JetStream system temporarily unavailable"}}`, false},
+	} {
+		err := removed(newRaw("_INBOX.1", []byte(c.answer)))
+		require.Equal(t, c.gone, err == nil, name)
+	}
+	require.ErrorIs(t, removed(&nats.Msg{Header: nats.Header{"Status": {"503"}}}), nats.ErrNoResponders)
 }
 
 // deadLetters returns what was buried, oldest first.

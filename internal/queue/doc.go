@@ -10,9 +10,12 @@
 // The path of one job, with the file that holds each step:
 //
 //	dispatch.go   ingress → job stream            (headers in jobmsg.go, large bodies in blobs.go)
+//	stored.go     the same for the lanes of stored jobs, many at once (exchange.go)
 //	pull.go       job stream → worker, and its acknowledgement
 //	answer.go     worker → ingress                (events, end, claims; bytes in frames.go),
 //	              or worker → the next candidate's job stream
+//	claims.go     worker → any ingress            (is a stored job still wanted)
+//	results.go    worker → results stream → any ingress, for stored jobs (bytes in resultframe.go)
 //	gather.go     the events of many streams in one message
 //	listen.go     events → an ingress that did not accept the job
 //	record.go     worker → event stream           (blocks of events for replay, read by replay.go)

@@ -55,6 +55,8 @@ type End struct {
 
 	// BodyRef names the blob that holds a Body too large for a message.
 	BodyRef string
+
+	bodyBytes int // how much the blob holds; only a Result carries it
 }
 
 // Claim is a worker's question, before it runs a job that was delivered or published

@@ -29,6 +29,7 @@ const (
 	hdrCandidates = "Sluice-Candidates"
 	hdrAttempts   = "Sluice-Attempts"
 	hdrTries      = "Sluice-Tries"
+	hdrRunFor     = "Sluice-Run-For" // milliseconds
 	hdrTrace      = "Traceparent"
 	hdrBody       = "Sluice-Body" // name of the blob that holds the body
 )
@@ -45,8 +46,8 @@ const maxCandidates = 64
 // jobMessage frames a job for its first candidate's queue. bodyRef names the blob
 // that holds the body, if it does not travel in the message.
 func jobMessage(j *inference.Job, bodyRef string) *nats.Msg {
-	values := make([]string, 0, 16)
-	h := make(nats.Header, 16)
+	values := make([]string, 0, 17)
+	h := make(nats.Header, 17)
 	set := func(k, v string) {
 		values = append(values, v)
 		h[k] = values[len(values)-1 : len(values) : len(values)]
@@ -66,6 +67,9 @@ func jobMessage(j *inference.Job, bodyRef string) *nats.Msg {
 		set(hdrStream, streamWithUsage)
 	} else if j.Stream {
 		set(hdrStream, streamPlain)
+	}
+	if j.RunFor > 0 {
+		set(hdrRunFor, strconv.FormatInt(int64((j.RunFor+time.Millisecond-1)/time.Millisecond), 10)) // zero would be no bound
 	}
 	if j.Attempts > 0 {
 		set(hdrAttempts, strconv.Itoa(j.Attempts))
@@ -106,6 +110,11 @@ func parseJob(subject string, h nats.Header, body []byte) (j *inference.Job, bod
 	if j.Attempts, err = headerInt(hdrAttempts, get(hdrAttempts)); err != nil {
 		return nil, "", err
 	}
+	runFor, err := headerInt(hdrRunFor, get(hdrRunFor))
+	if err != nil {
+		return nil, "", err
+	}
+	j.RunFor = time.Duration(runFor) * time.Millisecond
 	if j.Tries, err = parseTries(get(hdrTries)); err != nil {
 		return nil, "", err
 	}

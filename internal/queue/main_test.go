@@ -28,7 +28,7 @@ const (
 func testLimits() Limits {
 	return Limits{
 		Storage: "memory", Replicas: 1, AckWait: 30 * time.Second, EventsBytes: 64 << 20, EventsAge: time.Minute,
-		BlobsBytes: 64 << 20, BlobsAge: time.Hour, UsageBytes: 64 << 20, DeadLetterAge: time.Hour,
+		BlobsBytes: 64 << 20, BlobsAge: time.Hour, UsageBytes: 64 << 20, StoredJobs: 1000, ResultsBytes: 64 << 20, DeadLetterAge: time.Hour,
 	}
 }
 

@@ -23,11 +23,11 @@ const pullExpiry = 5 * time.Second
 // slots for, so that no job waits in a busy worker while another one idles. It keeps
 // one request open for all free slots together.
 type Puller struct {
-	conn     *Conn
-	provider string
-	next     string // where the server takes requests for jobs
-	take     func(*Delivery)
-	lost     func() // the consumer is gone: somebody must make it again
+	conn   *Conn
+	stream string
+	next   string // where the server takes requests for jobs
+	take   func(*Delivery)
+	lost   func() // the consumer is gone: somebody must make it again
 
 	taking sync.Mutex // held while a job is handed over
 
@@ -47,9 +47,14 @@ type Puller struct {
 // goroutine and must not block; each job occupies a slot until Free is called. lost
 // is called when the server has no consumer to take jobs from.
 func (c *Conn) NewPuller(provider string, lane inference.Lane, slots int, take func(*Delivery), lost func()) (*Puller, error) {
+	return c.pull(laneStream(provider, lane), string(lane), slots, take, lost)
+}
+
+// pull starts taking messages of any consumer.
+func (c *Conn) pull(stream, consumer string, slots int, take func(*Delivery), lost func()) (*Puller, error) {
 	p := &Puller{
-		conn: c, provider: provider, take: take, lost: lost, free: slots, slots: slots, most: slots, share: slots, lastHeard: time.Now(),
-		next: "$JS.API.CONSUMER.MSG.NEXT." + jobStream(provider) + "." + string(lane),
+		conn: c, stream: stream, take: take, lost: lost, free: slots, slots: slots, most: slots, share: slots, lastHeard: time.Now(),
+		next: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer,
 	}
 	sub, err := c.subscribe(nats.NewInbox(), p.heard)
 	if err != nil {
@@ -186,7 +191,7 @@ func (p *Puller) ask() {
 	}
 	req := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, pullExpiry.Nanoseconds())
 	if err := p.conn.nc.PublishRequest(p.next, p.sub.Subject, req); err != nil {
-		p.conn.log.Warn("request for jobs not sent", "provider", p.provider, "error", err)
+		p.conn.log.Warn("request for messages not sent", "stream", p.stream, "error", err)
 		return
 	}
 	p.requested += n

@@ -14,13 +14,18 @@ import (
 // EnsureShared creates the streams that all providers share, or brings them to the
 // configured limits.
 func (c *Conn) EnsureShared(ctx context.Context) error {
-	for _, cfg := range []jetstream.StreamConfig{c.limits.events(), c.limits.usage(), c.limits.dead()} {
+	for _, cfg := range []jetstream.StreamConfig{c.limits.events(), c.limits.usage(), c.limits.dead(), c.limits.results()} {
 		if _, err := c.ensureStream(ctx, cfg); err != nil {
 			return err
 		}
 	}
 	if _, err := c.js.CreateOrUpdateConsumer(ctx, usageStream, c.limits.ledger()); err != nil {
 		return fmt.Errorf("ensure consumer of %s: %w", usageStream, err)
+	}
+	for _, lane := range storedLanes {
+		if err := c.ensureResultsOf(ctx, lane); err != nil {
+			return err
+		}
 	}
 	return c.blobs.ensure(ctx)
 }
@@ -36,27 +41,57 @@ func (c *Conn) EnsureQueue(ctx context.Context, provider string, maxQueued int) 
 	return info.Created, nil
 }
 
-// EnsureConsumer creates the consumer through which the provider's workers share its
-// queue, for as many jobs in hand as concurrency says. One that is there keeps its own
-// bound: SetConcurrency alone changes it.
-func (c *Conn) EnsureConsumer(ctx context.Context, provider string, concurrency int) error {
+// storedLanes are the lanes whose jobs the database owns.
+var storedLanes = [...]inference.Lane{inference.LaneBackground, inference.LaneBatch}
+
+// EnsureStored creates the provider's stream for stored jobs, or brings it to the
+// configured bound. It returns when the stream was made, as EnsureQueue does.
+func (c *Conn) EnsureStored(ctx context.Context, provider string) (created time.Time, err error) {
+	info, err := c.ensureStream(ctx, c.limits.stored(provider))
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.Created, nil
+}
+
+// ensureResultsOf creates the consumer through which the ingresses share the lane's
+// results.
+func (c *Conn) ensureResultsOf(ctx context.Context, lane inference.Lane) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	there, err := c.js.Consumer(ctx, jobStream(provider), string(inference.LaneInteractive))
-	if err == nil {
-		concurrency = there.CachedInfo().Config.MaxAckPending
-	}
-	if err == nil || errors.Is(err, jetstream.ErrConsumerNotFound) {
-		_, err = c.js.CreateOrUpdateConsumer(ctx, jobStream(provider), c.limits.interactive(provider, concurrency))
-	}
-	if err != nil {
-		return fmt.Errorf("ensure consumer of %s: %w", jobStream(provider), err)
+	if _, err := c.js.CreateOrUpdateConsumer(ctx, resultsStream, c.limits.resultsOf(lane)); err != nil {
+		return fmt.Errorf("ensure consumer %s of %s: %w", lane, resultsStream, err)
 	}
 	return nil
 }
 
-// Concurrency returns how many jobs all workers of the provider together may have in
-// hand.
+// EnsureConsumer is EnsureLane for the interactive lane.
+func (c *Conn) EnsureConsumer(ctx context.Context, provider string, concurrency int) error {
+	return c.EnsureLane(ctx, provider, inference.LaneInteractive, concurrency)
+}
+
+// EnsureLane creates the consumer through which the provider's workers share a lane of
+// its queue, for as many jobs in hand as concurrency says. One that is there keeps its
+// own bound: SetLaneConcurrency alone changes it.
+func (c *Conn) EnsureLane(ctx context.Context, provider string, lane inference.Lane, concurrency int) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	stream := laneStream(provider, lane)
+	there, err := c.js.Consumer(ctx, stream, string(lane))
+	if err == nil {
+		concurrency = there.CachedInfo().Config.MaxAckPending
+	}
+	if err == nil || errors.Is(err, jetstream.ErrConsumerNotFound) {
+		_, err = c.js.CreateOrUpdateConsumer(ctx, stream, c.limits.lane(provider, lane, concurrency))
+	}
+	if err != nil {
+		return fmt.Errorf("ensure consumer %s of %s: %w", lane, stream, err)
+	}
+	return nil
+}
+
+// Concurrency returns how many interactive jobs all workers of the provider together may
+// have in hand.
 func (c *Conn) Concurrency(ctx context.Context, provider string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
@@ -67,13 +102,19 @@ func (c *Conn) Concurrency(ctx context.Context, provider string) (int, error) {
 	return there.CachedInfo().Config.MaxAckPending, nil
 }
 
-// SetConcurrency bounds how many jobs all workers of the provider together may have in
-// hand.
+// SetConcurrency is SetLaneConcurrency for the interactive lane.
 func (c *Conn) SetConcurrency(ctx context.Context, provider string, concurrency int) error {
+	return c.SetLaneConcurrency(ctx, provider, inference.LaneInteractive, concurrency)
+}
+
+// SetLaneConcurrency bounds how many of the lane's jobs all workers of the provider
+// together may have in hand.
+func (c *Conn) SetLaneConcurrency(ctx context.Context, provider string, lane inference.Lane, concurrency int) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	if _, err := c.js.UpdateConsumer(ctx, jobStream(provider), c.limits.interactive(provider, concurrency)); err != nil {
-		return fmt.Errorf("bound consumer of %s: %w", jobStream(provider), err)
+	stream := laneStream(provider, lane)
+	if _, err := c.js.UpdateConsumer(ctx, stream, c.limits.lane(provider, lane, concurrency)); err != nil {
+		return fmt.Errorf("bound consumer %s of %s: %w", lane, stream, err)
 	}
 	return nil
 }
@@ -88,18 +129,18 @@ func (c *Conn) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (*j
 	return s.CachedInfo(), nil
 }
 
-// Depth is what stands in one provider's queue.
+// Depth is what stands in the interactive lane of one provider's queue.
 type Depth struct {
 	Waiting int // not yet taken by a worker
 	Running int // in a worker's hands
 }
 
-// Depth asks how many jobs the provider's queue holds. A queue without a consumer,
+// Depth asks how many interactive jobs the provider's queue holds. A queue without a consumer,
 // as it is before its first worker, has everything waiting.
 func (c *Conn) Depth(ctx context.Context, provider string) (Depth, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	cons, err := c.js.Consumer(ctx, jobStream(provider), c.limits.interactive(provider, 1).Durable)
+	cons, err := c.js.Consumer(ctx, jobStream(provider), string(inference.LaneInteractive))
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		s, err := c.js.Stream(ctx, jobStream(provider))
 		if err != nil {

@@ -16,21 +16,41 @@ import (
 const (
 	eventsStream   = "SLUICE_EVENTS"
 	usageStream    = "SLUICE_USAGE"
+	resultsStream  = "SLUICE_RESULTS"
 	deadStream     = "SLUICE_DEAD"
 	blobBucket     = "SLUICE_BLOBS"
 	filesBucket    = "SLUICE_FILES"
 	filesStream    = "OBJ_" + filesBucket
 	jobStreamStart = "SLUICE_JOB_"
+	storedStart    = "SLUICE_STORED_"
 	ledgerConsumer = "ledger"
+	claimGroup     = "ingress" // the ingresses, of which one hears each claim on a stored job
 
 	usageSubject    = "usage.records"
 	presenceSubject = "ctl.presence"
 )
 
+// jobStream holds the provider's interactive lane, storedStream those of stored jobs.
 func jobStream(provider string) string { return jobStreamStart + provider }
+
+func storedStream(provider string) string { return storedStart + provider }
+
+func laneStream(provider string, lane inference.Lane) string {
+	if lane.Stored() {
+		return storedStream(provider)
+	}
+	return jobStream(provider)
+}
 
 func jobSubject(provider string, lane inference.Lane) string {
 	return "job." + provider + "." + string(lane)
+}
+
+func resultSubject(lane inference.Lane) string { return "result." + string(lane) }
+
+// storedClaimSubject is where a claim on a stored job is heard by any one ingress.
+func storedClaimSubject(lane inference.Lane, jobID string) string {
+	return "ctl.stored." + string(lane) + "." + jobID
 }
 
 func eventsSubject(jobID string) string { return "evt." + IngressOf(jobID) + "." + jobID }
@@ -134,6 +154,8 @@ type Limits struct {
 	BlobsAge      time.Duration // backstop for bodies whose owner died; longer than any deadline
 	FilesBytes    int64         // contents of files; zero: no bound
 	UsageBytes    int64
+	StoredJobs    int64 // messages of stored jobs that wait or run, for each provider; zero: no bound
+	ResultsBytes  int64 // ends of stored jobs on their way to the database; zero: no bound
 	DeadLetterAge time.Duration
 }
 
@@ -158,15 +180,53 @@ func (l Limits) jobs(provider string, maxQueued int) jetstream.StreamConfig {
 	}
 }
 
-func (l Limits) interactive(provider string, concurrency int) jetstream.ConsumerConfig {
+func (l Limits) stored(provider string) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        storedStream(provider),
+		Description: "Jobs of " + provider + " that are waiting or running, background and batch lanes.",
+		Subjects:    []string{jobSubject(provider, inference.LaneBackground), jobSubject(provider, inference.LaneBatch)},
+		Retention:   jetstream.WorkQueuePolicy,
+		Storage:     jetstream.FileStorage,
+		Replicas:    l.Replicas,
+		Discard:     jetstream.DiscardNew,
+		MaxMsgs:     l.StoredJobs,
+		Duplicates:  2 * time.Minute,
+	}
+}
+
+func (l Limits) lane(provider string, lane inference.Lane, concurrency int) jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
-		Durable:       string(inference.LaneInteractive),
-		FilterSubject: jobSubject(provider, inference.LaneInteractive),
+		Durable:       string(lane),
+		FilterSubject: jobSubject(provider, lane),
 		AckPolicy:     jetstream.AckExplicitPolicy,
 		AckWait:       l.AckWait,
 		MaxAckPending: concurrency, // what bounds the provider's calls across all its workers
 		MaxWaiting:    4096,
-		MemoryStorage: l.storage() == jetstream.MemoryStorage,
+		MemoryStorage: !lane.Stored() && l.storage() == jetstream.MemoryStorage,
+	}
+}
+
+func (l Limits) results() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        resultsStream,
+		Description: "Ends of stored jobs on their way to the database.",
+		Subjects:    []string{resultSubject(inference.LaneBackground), resultSubject(inference.LaneBatch)},
+		Retention:   jetstream.WorkQueuePolicy,
+		Storage:     jetstream.FileStorage,
+		Replicas:    l.Replicas,
+		Discard:     jetstream.DiscardNew, // a worker keeps its job until there is room for the end
+		MaxBytes:    l.ResultsBytes,
+		Duplicates:  2 * time.Minute,
+	}
+}
+
+func (l Limits) resultsOf(lane inference.Lane) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:       string(lane),
+		FilterSubject: resultSubject(lane),
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       l.AckWait,
+		MaxAckPending: 10_000,
 	}
 }
 
