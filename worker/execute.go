@@ -18,6 +18,8 @@ type execution struct {
 	job     *inference.Job
 	bodyRef string
 	held    *held
+	slot    *slot
+	owner   owner
 
 	recorder  *queue.Recorder // of a streamed answer
 	seq       uint64          // chunks sent so far
@@ -30,6 +32,7 @@ type execution struct {
 	dropped   []string        // fields of the request that the provider could not honour
 	calledAt  time.Time       // when the last call began
 	goesBack  bool            // its body cannot be fetched at the moment
+	bodyLost  bool            // its body is nowhere any more
 }
 
 // Bounds of the fetching of a body.
@@ -39,6 +42,11 @@ const (
 	bodyPause   = 5 * time.Second // before the job comes again: its ingress thinks this run alive for most of it
 )
 
+// errRunOver is why a run's context ends when it has taken as long as it may.
+var errRunOver = &inference.Error{
+	Code: inference.CodeUpstreamTimeout, Message: "The provider did not answer in the time that a run of the job may take.", Retryable: true,
+}
+
 // run makes the call, again where that may help, and returns how it ended. The end
 // is complete but for the body's place.
 func (x *execution) run(ctx context.Context) *queue.End {
@@ -47,6 +55,10 @@ func (x *execution) run(ctx context.Context) *queue.End {
 	defer func() { p.metrics.inFlight.Set(float64(p.inFlight.Add(-1))) }()
 	ctx, cancel := context.WithDeadline(ctx, x.job.Deadline)
 	defer cancel()
+	if x.job.RunFor > 0 {
+		ctx, cancel = context.WithTimeoutCause(ctx, x.job.RunFor, errRunOver)
+		defer cancel()
+	}
 	x.blocked = nil
 	if x.job.Stream && x.recorder == nil {
 		x.recorder = p.worker.conn.NewRecorder(x.job, x.held.run, 1)
@@ -94,6 +106,7 @@ func (x *execution) prepare(ctx context.Context) error {
 		e.Err = err
 		return e
 	case errors.Is(err, queue.ErrNoBlob):
+		x.bodyLost = true
 		return &inference.Error{Code: inference.CodeInternal, Message: "The request's body was lost in the queue.", Err: err}
 	}
 	x.goesBack = time.Until(x.job.Deadline) > bodyPause && w.unread.add(x.job.ID) < bodyTries
@@ -157,7 +170,11 @@ func (x *execution) tryOnce(ctx context.Context, end *queue.End) error {
 	x.calledAt = time.Now()
 	err = x.call(ctx, end)
 	spent := time.Since(x.calledAt)
-	if ended := ctx.Err(); ended != nil {
+	ended := ctx.Err()
+	if err != nil && errors.Is(context.Cause(ctx), errRunOver) {
+		err, ended = errRunOver, nil // this end speaks against the provider
+	}
+	if ended != nil {
 		done(ended) // whatever the adapter made of it
 	} else {
 		done(err)
@@ -193,7 +210,7 @@ func (x *execution) tryFailed(ctx context.Context, e *inference.Error, spent tim
 	if e.Code == inference.CodeUpstreamRateLimited {
 		x.limitedBy(e, now)
 	}
-	if ctx.Err() == nil && x.seq == 0 {
+	if (ctx.Err() == nil || errors.Is(e, errRunOver)) && x.seq == 0 {
 		c := x.job.Candidate()
 		x.failed = append(x.failed, inference.Try{Provider: c.Provider, Model: c.Model, Code: e.Code, Status: e.Status, Took: spent})
 		x.failed = x.failed[max(len(x.failed)-inference.MaxTries, 0):]

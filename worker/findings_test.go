@@ -102,7 +102,7 @@ func TestHeldJobsKeepToTheLimit(t *testing.T) {
 		r.publish(newJob(false))
 	}
 	require.Eventually(t, func() bool {
-		ill.Store(w.pools[0].heldJobs.Load() < 8)
+		ill.Store(w.pools[0].lanes[0].held.Load() < 8)
 		return !ill.Load()
 	}, soon, time.Millisecond, "all are held")
 	r.settleAll(8)
@@ -164,7 +164,7 @@ func TestAHeldJobGoesBackAlthoughNoSlotIsFree(t *testing.T) {
 	j.Candidates[0].Model = "other"
 	r.publish(j) // has the slot of the one that waits
 	require.Eventually(t, func() bool { return r.script.count() == 3 }, soon, time.Millisecond)
-	require.EqualValues(t, 1, w.pools[0].heldJobs.Load())
+	require.EqualValues(t, 1, w.pools[0].lanes[0].held.Load())
 	stopped := make(chan struct{})
 	go func() { defer close(stopped); stop() }()
 	select {

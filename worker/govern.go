@@ -21,6 +21,7 @@ type governor struct {
 	limited map[string]int64 // 429s that each worker had counted
 	unseen  int64            // those that were not yet taken into account
 	applied int              // what the server was told; zero: not known
+	stored  [len(lanes)]told // of each stored lane
 	lately  int              // calls at once in the period before
 	at      time.Time        // when the limit was last adjusted
 	joined  bool             // what the others had found out was taken over, if there were any
@@ -73,12 +74,14 @@ func (g *governor) govern(ctx context.Context, own queue.ProviderPresence, now t
 	g.follow(others, leader != w.opt.ID)
 	if leader != w.opt.ID {
 		g.applied, g.unseen = 0, 0
+		clear(g.stored[:])
 		return int(g.limit.now)
 	}
 	if now.Sub(g.at) >= adjustEvery {
 		g.at = now
 		inUse := all.inUse
 		all.inUse, g.lately, all.limited, g.unseen = max(inUse, g.lately), inUse, g.unseen, 0
+		all.waiting += g.pool.gate.stored()
 		g.limit.adjust(all)
 	}
 	held := own.Held
@@ -86,6 +89,7 @@ func (g *governor) govern(ctx context.Context, own queue.ProviderPresence, now t
 		held += o.Held
 	}
 	g.apply(ctx, int(g.limit.now)+held)
+	g.applyStored(ctx, int(g.limit.now), len(others)+1, now)
 	return int(g.limit.now)
 }
 
@@ -120,6 +124,37 @@ func (g *governor) apply(ctx context.Context, most int) {
 		return
 	}
 	g.applied = most
+}
+
+// told is what the server knows of a stored lane.
+type told struct {
+	most int // zero: not known
+	at   time.Time
+}
+
+// exactly is how long a stored lane's bound may be off by a little.
+const exactly = time.Minute
+
+// applyStored bounds the jobs of the stored lanes that are in hand, as apply does, but to
+// a quarter or so: the gates bound the calls, and deliveries are held up more rarely. The
+// other workers hold about as many jobs as this one, since it is the same provider.
+func (g *governor) applyStored(ctx context.Context, most, workers int, now time.Time) {
+	p := g.pool
+	if p.restored.Swap(false) {
+		clear(g.stored[:])
+	}
+	for _, l := range p.lanes[1:] {
+		t, want := &g.stored[l.nth], most+workers*int(l.held.Load())
+		off := max(want-t.most, t.most-want)
+		if off == 0 || l.taker() == nil || t.most > 0 && 4*off <= t.most && now.Sub(t.at) < exactly {
+			continue
+		}
+		if err := p.worker.conn.SetLaneConcurrency(ctx, p.member.Name, l.name, want); err != nil {
+			p.worker.log.Debug("bound of a lane not set; it will be tried again", "provider", p.member.Name, "lane", l.name, "error", err)
+			continue
+		}
+		*t = told{want, now}
+	}
 }
 
 // congestionOf sums up what the workers say, and finds the one that governs.
@@ -159,6 +194,7 @@ func (g *governor) countLimited(own queue.ProviderPresence, others map[string]qu
 	}
 	if !maps.EqualFunc(g.limited, seen, func(int64, int64) bool { return true }) {
 		g.applied = 0 // whoever comes or goes may have told the server something else
+		clear(g.stored[:])
 	}
 	g.limited = seen
 }

@@ -15,6 +15,7 @@ var errCancelled = inference.Errorf(inference.CodeCancelled, "The request was ca
 // held is one job in the worker's hands, from its delivery to its acknowledgement.
 type held struct {
 	jobID    string
+	lane     inference.Lane
 	run      queue.Run
 	delivery *queue.Delivery
 	since    time.Time
@@ -90,15 +91,15 @@ func (h *holdings) mayRun(j *held) {
 	j.runs = true
 }
 
-// list returns the jobs that run here: all of them, or only those not yet listed. One
-// that is only asked about is left out, because the ingress would take it for the
-// job's living run, and the real one for lost.
+// list returns the jobs of ingresses that run here: all of them, or only those not yet
+// listed. One that is only asked about is left out, because the ingress would take it for
+// the job's living run, and the real one for lost.
 func (h *holdings) list(all bool) []queue.HeldJob {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var jobs []queue.HeldJob
 	for _, j := range h.jobs {
-		if j.runs && (all || !j.told) {
+		if j.runs && (all || !j.told) && !j.lane.Stored() {
 			j.told = true
 			jobs = append(jobs, queue.HeldJob{JobID: j.jobID, Run: j.run})
 		}

@@ -20,6 +20,21 @@ const (
 	maxOrphanDeliveries = 60
 )
 
+// admit asks about a job that others may have had, and waits for its slot.
+func (o ingressOwned) admit(work, ctx context.Context, x *execution) bool {
+	if !x.held.runs {
+		if !o.mayRunAgain(work, x.job, x.bodyRef, x.held) {
+			return false
+		}
+		o.worker.hold.mayRun(x.held)
+	}
+	if !o.enter(ctx, x) {
+		o.giveBack(work, ctx, x)
+		return false
+	}
+	return true
+}
+
 // mayRunAgain asks the ingress whether a job that was handed out or published before is
 // still wanted, and disposes of it if not.
 func (p *pool) mayRunAgain(work context.Context, job *inference.Job, bodyRef string, h *held) bool {
@@ -129,7 +144,7 @@ func (p *pulse) missed(now, wall time.Time, connected bool) bool {
 // askAgain asks whether a job is still this worker's that others may have been given
 // meanwhile. Otherwise its call is given up: whatever it brings, another's counts.
 func (w *Worker) askAgain(ctx context.Context, j *held) {
-	judged, err := w.answer.Claim(ctx, queue.Claim{JobID: j.jobID, Run: j.run, Worker: w.opt.ID})
+	judged, err := w.claim(ctx, j.lane, queue.Claim{JobID: j.jobID, Run: j.run, Worker: w.opt.ID})
 	switch {
 	case err != nil:
 		j.delivery.Progress() // and it is asked again with the next word of progress
@@ -140,4 +155,12 @@ func (w *Worker) askAgain(ctx context.Context, j *held) {
 		w.log.Info("job given up: it was answered or given to another worker", "job_id", j.jobID)
 		j.cancel(errCancelled)
 	}
+}
+
+// claim asks whoever owns the job.
+func (w *Worker) claim(ctx context.Context, lane inference.Lane, c queue.Claim) (queue.Judgement, error) {
+	if lane.Stored() {
+		return w.answer.ClaimStored(ctx, lane, c)
+	}
+	return w.answer.Claim(ctx, c)
 }

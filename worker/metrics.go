@@ -21,6 +21,7 @@ type Metrics struct {
 	limit        *prometheus.GaugeVec
 	held         *prometheus.GaugeVec
 	failovers    *prometheus.CounterVec
+	stored       *prometheus.GaugeVec
 }
 
 // NewMetrics registers the worker's metrics.
@@ -57,8 +58,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		failovers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_failovers_total", Help: "Jobs passed on to their next candidate, by why this provider did not serve them.",
 		}, []string{"provider", "reason"}),
+		stored: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_worker_stored_jobs", Help: "Background jobs and lines of batches in this worker's hands: waiting for a slot, running, held until their provider can be called, or settling (their result is not yet kept).",
+		}, []string{"provider", "lane", "state"}),
 	}
-	reg.MustRegister(m.upstream, m.retries, m.redeliveries, m.ends, m.inFlight, m.keys, m.breakers, m.limit, m.held, m.failovers)
+	reg.MustRegister(m.upstream, m.retries, m.redeliveries, m.ends, m.inFlight, m.keys, m.breakers, m.limit, m.held, m.failovers, m.stored)
 	return m
 }
 
@@ -75,6 +79,7 @@ type providerMetrics struct {
 	breakers     *prometheus.GaugeVec
 	limit, held  prometheus.Gauge
 	failovers    *prometheus.CounterVec
+	stored       *prometheus.GaugeVec
 }
 
 func (m *Metrics) provider(name string) *providerMetrics {
@@ -82,7 +87,7 @@ func (m *Metrics) provider(name string) *providerMetrics {
 		name: name, upstream: m.upstream.WithLabelValues(name), retries: m.retries.WithLabelValues(name),
 		redeliveries: m.redeliveries.WithLabelValues(name), inFlight: m.inFlight.WithLabelValues(name),
 		succeeded: m.ends.WithLabelValues(name, ""), ends: m.ends, keys: m.keys,
-		breakers: m.breakers, limit: m.limit.WithLabelValues(name), held: m.held.WithLabelValues(name), failovers: m.failovers,
+		breakers: m.breakers, limit: m.limit.WithLabelValues(name), held: m.held.WithLabelValues(name), failovers: m.failovers, stored: m.stored,
 	}
 }
 
@@ -106,6 +111,14 @@ func (m *providerMetrics) forget(model string) {
 func (m *providerMetrics) failedOver(reason inference.Reasons) {
 	for _, name := range reason.Names() {
 		m.failovers.WithLabelValues(m.name, name).Inc()
+	}
+}
+
+// lane shows a stored lane's jobs.
+func (m *providerMetrics) lane(l *lane) {
+	running, waiting := l.pool.gate.count(l.nth)
+	for state, n := range map[string]int{"waiting": waiting, "running": running, "held": int(l.held.Load()), "settling": int(l.settling.Load())} {
+		m.stored.WithLabelValues(m.name, string(l.name), state).Set(float64(n))
 	}
 }
 

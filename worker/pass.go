@@ -34,19 +34,19 @@ const (
 // hold waits until the provider may be called, or the job's time is over. Meanwhile the
 // slot is free for jobs that can go elsewhere; afterwards the job has one again. It
 // returns false, without a slot, when the worker is to stop.
-func (p *pool) hold(ctx context.Context, x *execution, s *slot) bool {
+func (p *pool) hold(ctx context.Context, x *execution) bool {
 	ctx, cancel := context.WithDeadline(ctx, x.job.Deadline)
 	defer cancel()
-	size := int64(len(x.job.Body))
-	if jobs, bytes := p.heldJobs.Add(1), p.heldSize.Add(size); jobs <= heldMost && bytes <= heldBytes {
+	s, l, size := x.slot, x.slot.lane, int64(len(x.job.Body))
+	if jobs, bytes := l.held.Add(1), l.heldSize.Add(size); jobs <= heldMost && bytes <= heldBytes {
 		s.release()
 	}
 	p.worker.news.Store(true)
 	p.pause(ctx, x)
-	p.heldJobs.Add(-1)
+	l.held.Add(-1)
 	p.worker.news.Store(true)
-	err := s.retake(ctx, p.quit)
-	p.heldSize.Add(-size)
+	err := s.retake(ctx, x.job.Deadline, p.quit)
+	l.heldSize.Add(-size)
 	if errors.Is(err, queue.ErrStopped) {
 		s.release()
 		return false
@@ -116,23 +116,21 @@ func (p *pool) leftToPeers(job *inference.Job, d *queue.Delivery) bool {
 	return true
 }
 
-// giveBack puts the job back into its queue for another worker, and tells the ingress,
-// so that it does not take this one for lost.
-func (p *pool) giveBack(x *execution) {
+// giveBack puts the job back into its queue for another worker, and tells its owner, who
+// might take this one for lost.
+func (p *pool) giveBack(work, ctx context.Context, x *execution) {
 	delay := time.Duration(0)
 	if n := p.worker.failed.add(p.failing(x.job)); n > 1 {
 		delay = peersWait(n) // it came back here before
 	}
 	p.worker.hold.remove(x.held)
-	p.passed(x, queue.Place{})
+	x.owner.passed(work, ctx, x, queue.Place{})
 	x.held.delivery.Nak(delay)
 }
 
-func (p *pool) passed(x *execution, next queue.Place) {
-	w := &queue.Passed{JobID: x.job.ID, Run: x.held.run, Worker: p.worker.opt.ID, Attempts: x.attempts(), Tries: x.allTries(), Next: next}
-	if err := p.worker.answer.Passed(w); err != nil {
-		p.worker.log.Warn("ingress not told of a job passed on", "job_id", x.job.ID, "error", err)
-	}
+// passedOn is what the job's owner is told of it.
+func (x *execution) passedOn(next queue.Place) *queue.Passed {
+	return &queue.Passed{JobID: x.job.ID, Run: x.held.run, Worker: x.pool.worker.opt.ID, Attempts: x.attempts(), Tries: x.allTries(), Next: next}
 }
 
 // Bounds of the publishing of a job that is passed on.
@@ -142,13 +140,12 @@ const (
 )
 
 // forward publishes the job to the queue of the next candidate that may serve it, and
-// acknowledges it here once the server has it there. It returns false when no
-// candidate's queue takes the job.
-func (p *pool) forward(work context.Context, x *execution, end *queue.End) bool {
+// acknowledges it here once the server has it there and its owner is told. It returns
+// false when no candidate's queue takes the job.
+func (p *pool) forward(work, ctx context.Context, x *execution, end *queue.End) bool {
 	reason := end.Err.Reason()
 	job := *x.job
 	job.Epoch, job.Attempts, job.Tries = job.Epoch+1, x.attempts(), x.allTries()
-	ctx := context.WithoutCancel(work)
 	p.worker.hold.remove(x.held) // its next message may come to this worker, too
 	for tries := 0; ; {
 		rest := inference.NextCandidates(job.Candidates, reason, p.worker.alive)
@@ -158,11 +155,14 @@ func (p *pool) forward(work context.Context, x *execution, end *queue.End) bool 
 		}
 		to := job
 		to.Candidates = rest
-		seq, err := p.worker.answer.Forward(ctx, &to, x.bodyRef)
+		seq, err := p.worker.answer.Forward(context.WithoutCancel(work), &to, x.bodyRef)
 		switch {
 		case err == nil:
-			p.passed(x, queue.Place{Candidates: rest, Seq: seq})
-			x.held.delivery.Ack()
+			if x.owner.passed(work, ctx, x, queue.Place{Candidates: rest, Seq: seq}) {
+				x.held.delivery.Ack()
+			} else {
+				x.held.delivery.Nak(0)
+			}
 			p.metrics.failedOver(reason)
 			p.worker.log.Debug("job passed on", "request_id", job.RequestID, "job_id", job.ID, "provider", p.member.Name, "to", rest[0].Provider, "code", string(end.Err.Code))
 			return true
@@ -172,7 +172,7 @@ func (p *pool) forward(work context.Context, x *execution, end *queue.End) bool 
 			p.worker.log.Warn("job not passed on", "job_id", job.ID, "to", rest[0].Provider, "error", err)
 			if tries++; tries == forwardTries {
 				// The server may have it there or not: it comes again here, and is asked about.
-				p.passed(x, queue.Place{})
+				x.owner.passed(work, ctx, x, queue.Place{})
 				x.held.delivery.Nak(forwardPause)
 				return true
 			}
@@ -183,7 +183,7 @@ func (p *pool) forward(work context.Context, x *execution, end *queue.End) bool 
 // throttle takes no more jobs than may be called while this worker's upstream is the one
 // that fails: the provider's other workers have the queue to themselves then.
 func (p *pool) throttle(now time.Time) {
-	taker := p.taker()
+	taker := p.lanes[0].taker()
 	if taker == nil {
 		return
 	}
@@ -202,6 +202,19 @@ func (p *pool) throttle(now time.Time) {
 		}
 	}
 	taker.Bound(most)
-	workers := len(p.worker.peers.of(p.member.Name, now)) + 1
+	others := p.worker.peers.of(p.member.Name, now)
+	workers, elsewhere := len(others)+1, 0
+	for _, o := range others {
+		elsewhere += o.InFlight
+	}
 	taker.Share(max((p.bears()+workers-1)/workers, 1))
+	p.gate.adjust(fits(p.member.Slots, p.bears(), workers, elsewhere))
+	for _, l := range p.lanes[1:] {
+		bound := l.bound()
+		if most < p.member.Slots {
+			bound = most
+		}
+		l.most.Store(int64(bound))
+		l.follow()
+	}
 }

@@ -279,10 +279,10 @@ func TestAHeldJobGivesItsSlotAway(t *testing.T) {
 	opened := time.Now()
 	first, second := newJob(false), newJob(false)
 	r.publish(first)
-	require.Eventually(t, func() bool { return w.pools[0].heldJobs.Load() == 1 }, soon, time.Millisecond)
+	require.Eventually(t, func() bool { return w.pools[0].lanes[0].held.Load() == 1 }, soon, time.Millisecond)
 	r.publish(second)
 	r.publish(newJob(false))
-	require.Eventually(t, func() bool { return w.pools[0].heldJobs.Load() == 3 }, soon, time.Millisecond)
+	require.Eventually(t, func() bool { return w.pools[0].lanes[0].held.Load() == 3 }, soon, time.Millisecond)
 	j := newJob(false)
 	j.Candidates[0].Model = "other"
 	r.publish(j)
@@ -299,8 +299,8 @@ func TestAHeldJobGivesItsSlotAway(t *testing.T) {
 		require.Equal(t, queue.Run{Delivery: 1}, e.Run, "it never left the worker")
 	}
 	r.empty()
-	require.Zero(t, w.pools[0].heldJobs.Load())
-	require.Zero(t, w.pools[0].heldSize.Load())
+	require.Zero(t, w.pools[0].lanes[0].held.Load())
+	require.Zero(t, w.pools[0].lanes[0].heldSize.Load())
 }
 
 // probing is a worker whose one probe hangs, with a job that waits for it.
@@ -320,7 +320,7 @@ func probing(t *testing.T, deadline time.Duration) (r *rig, w *Worker, stop func
 	require.Eventually(t, func() bool { return r.script.count() == 2 }, soon, time.Millisecond)
 	waits.Deadline = time.UnixMilli(time.Now().Add(deadline).UnixMilli())
 	r.publish(waits)
-	require.Eventually(t, func() bool { return w.pools[0].heldJobs.Load() == 1 }, soon, time.Millisecond)
+	require.Eventually(t, func() bool { return w.pools[0].lanes[0].held.Load() == 1 }, soon, time.Millisecond)
 	return r, w, stop, probe, waits
 }
 
@@ -331,7 +331,7 @@ func TestAHeldJobEndsAtItsDeadline(t *testing.T) {
 	require.Equal(t, waits.ID, e.JobID)
 	require.Equal(t, inference.CodeDeadlineExceeded, e.Err.Code)
 	require.Zero(t, e.Attempts)
-	require.Zero(t, w.pools[0].heldJobs.Load())
+	require.Zero(t, w.pools[0].lanes[0].held.Load())
 	r.settle(e)
 }
 
@@ -416,7 +416,7 @@ func TestAWorkerThatFailsLeavesTheQueueToOthers(t *testing.T) {
 	require.Never(t, func() bool { return r.depth().Waiting != 1 }, 1200*time.Millisecond, 10*time.Millisecond)
 	require.Empty(t, r.passed)
 	stop()
-	require.Eventually(t, func() bool { return p.heldJobs.Load() == 1 }, soon, time.Millisecond, "there is nobody else now")
+	require.Eventually(t, func() bool { return p.lanes[0].held.Load() == 1 }, soon, time.Millisecond, "there is nobody else now")
 	require.NoError(t, r.dispatch.Cancel(t.Context(), queued.ID, testName, 0))
 	e = next(t, r.ends)
 	require.Equal(t, queued.ID, e.JobID)

@@ -78,7 +78,7 @@ func TestWhichCandidatesAreAlive(t *testing.T) {
 		time.Sleep(peersHeard)
 		require.False(t, w.alive(inference.Candidate{Provider: "nobody's"}))
 		require.False(t, w.alive(at), "this worker does not take its jobs yet")
-		p.puller = &queue.Puller{}
+		p.lanes[0].puller = &queue.Puller{}
 		require.True(t, w.alive(at))
 		for range 3 {
 			done, _, err := p.admit("m")

@@ -1,7 +1,9 @@
 package worker
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -16,37 +18,40 @@ type pool struct {
 	worker  *Worker
 	member  Member
 	metrics *providerMetrics
+	gate    *gate
+	lanes   [len(lanes)]*lane
 
 	jobs     sync.WaitGroup
-	idle     chan *queue.Delivery // heard by goroutines without a job
-	quit     chan struct{}        // closed when no more jobs are taken
+	idle     chan taken    // heard by goroutines without a job
+	quit     chan struct{} // closed when no more jobs are taken
 	inFlight atomic.Int64
 	ended    atomic.Int64
 	models   atomic.Pointer[[]string]
 	stale    atomic.Bool // its stream has to be made, or made again
+	unstored atomic.Bool // so has the one of stored jobs
 
 	breakers *breakers
 	budget   *retryBudget
 	traits   atomic.Pointer[[]inference.ModelTraits]
-	heldSize atomic.Int64 // of their bodies, bytes
-	heldJobs atomic.Int64 // that gave their slot back until the provider can be called
-	waiting  atomic.Int64 // jobs that no worker had, at the last delivery
 	refused  atomic.Bool  // the provider accepts none of the keys
 	remade   atomic.Bool  // its consumer may have been made anew
-	taken    atomic.Int64 // when a job was last delivered, Unix nanoseconds
+	restored atomic.Bool  // so may those of the stored lanes
 	limited  atomic.Int64 // calls answered with 429
 	limit    atomic.Int64 // calls at once across all workers, as the governor says; zero until it knows
 
-	mu      sync.Mutex
-	puller  *queue.Puller
+	mu      sync.Mutex // also of the lanes' pullers
 	stopped bool
 	rate    rate
 }
 
 func newPool(w *Worker, m Member, metrics *providerMetrics) *pool {
 	p := &pool{
-		worker: w, member: m, metrics: metrics, idle: make(chan *queue.Delivery), quit: make(chan struct{}),
+		worker: w, member: m, metrics: metrics, idle: make(chan taken), quit: make(chan struct{}),
+		gate:   newGate(m.Slots, cmp.Or(m.BackgroundShare, defaultBackgroundShare), cmp.Or(m.BatchShare, defaultBatchShare)),
 		budget: newRetryBudget(m.RetryBudget),
+	}
+	for i, name := range lanes {
+		p.lanes[i] = newLane(p, i, name)
 	}
 	p.breakers = newBreakers(m.Breaker, p.breakerTurned, metrics.forget)
 	return p
@@ -63,6 +68,18 @@ func (p *pool) breakerTurned(model, state string) {
 	p.worker.log.Log(context.Background(), level, "circuit breaker turned", "provider", p.member.Name, "model", model, "state", state)
 }
 
+// remake has made what is marked as stale.
+func (p *pool) remake(ctx, work context.Context, stale *atomic.Bool, ensure func(ctx, work context.Context) error) error {
+	if !stale.CompareAndSwap(true, false) { // before the work: what is lost meanwhile counts
+		return nil
+	}
+	if err := ensure(ctx, work); err != nil {
+		stale.Store(true)
+		return fmt.Errorf("provider %s: %w", p.member.Name, err)
+	}
+	return nil
+}
+
 // ensure makes the provider's stream and consumer and takes jobs from them.
 func (p *pool) ensure(ctx, work context.Context) error {
 	if _, err := p.worker.conn.EnsureQueue(ctx, p.member.Name, p.member.MaxQueued); err != nil {
@@ -72,7 +89,25 @@ func (p *pool) ensure(ctx, work context.Context) error {
 		return err
 	}
 	p.remade.Store(true)
-	return p.start(ctx, work)
+	return p.lanes[0].start(ctx, work)
+}
+
+// ensureStored makes the provider's stream of stored jobs and the consumers of its lanes,
+// and takes jobs from them.
+func (p *pool) ensureStored(ctx, work context.Context) error {
+	if _, err := p.worker.conn.EnsureStored(ctx, p.member.Name); err != nil {
+		return err
+	}
+	for _, l := range p.lanes[1:] {
+		if err := p.worker.conn.EnsureLane(ctx, p.member.Name, l.name, p.bears()); err != nil {
+			return err
+		}
+		if err := l.start(ctx, work); err != nil {
+			return err
+		}
+	}
+	p.restored.Store(true)
+	return nil
 }
 
 // lost has the provider's stream made again.
@@ -81,32 +116,20 @@ func (p *pool) lost() {
 	p.worker.wakeBuilder()
 }
 
-// start begins to take jobs, or asks for them again after the server forgot.
-func (p *pool) start(ctx, work context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.stopped || ctx.Err() != nil {
-		return nil
-	}
-	if p.puller != nil {
-		p.puller.Reset()
-		return nil
-	}
-	puller, err := p.worker.conn.NewPuller(p.member.Name, inference.LaneInteractive, p.member.Slots, func(d *queue.Delivery) { p.take(work, d) }, p.lost)
-	if err != nil {
-		return err
-	}
-	p.puller = puller
-	p.jobs.Go(func() { puller.Run(ctx) })
-	return nil
+// lostStored has the stream of its stored jobs made again.
+func (p *pool) lostStored() {
+	p.unstored.Store(true)
+	p.worker.wakeBuilder()
 }
 
 func (p *pool) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stopped = true
-	if p.puller != nil {
-		p.puller.Stop()
+	for _, l := range p.lanes {
+		if l.puller != nil {
+			l.puller.Stop()
+		}
 	}
 	close(p.quit)
 }
@@ -114,17 +137,18 @@ func (p *pool) stop() {
 func (p *pool) started() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.puller != nil && !p.stopped
+	return p.lanes[0].puller != nil && !p.stopped
 }
-
-// waitingFor is how long the last delivery's word on the queue behind it is believed.
-const waitingFor = 2 * time.Second
 
 func (p *pool) presence() queue.ProviderPresence {
 	refused := p.metrics.upstreamKeys(p.member.Provider)
 	p.refused.Store(refused)
 	p.metrics.limit.Set(float64(p.bears()))
-	p.metrics.held.Set(float64(p.heldJobs.Load()))
+	held := int(p.lanes[0].held.Load())
+	p.metrics.held.Set(float64(held))
+	for _, l := range p.lanes[1:] {
+		p.metrics.lane(l)
+	}
 	p.mu.Lock()
 	perSecond := p.rate.of(p.ended.Load(), time.Now())
 	p.mu.Unlock()
@@ -132,12 +156,10 @@ func (p *pool) presence() queue.ProviderPresence {
 	pp := queue.ProviderPresence{
 		Name: p.member.Name, MaxQueued: p.member.MaxQueued, Concurrency: p.member.Concurrency,
 		Slots: p.member.Slots, InFlight: int(p.inFlight.Load()), Rate: perSecond,
-		Limit: int(p.limit.Load()), Held: int(p.heldJobs.Load()), Limited: p.limited.Load(), Refused: refused,
+		Limit: int(p.limit.Load()), Held: held, Limited: p.limited.Load(), Refused: refused,
 		Slowdown: p.breakers.slowdown(now), States: p.breakers.states(now),
 	}
-	if now.Sub(time.Unix(0, p.taken.Load())) < waitingFor {
-		pp.Waiting = int(p.waiting.Load())
-	}
+	pp.Waiting = p.lanes[0].behind(now)
 	if t := p.traits.Load(); t != nil {
 		pp.Traits = *t
 	}
@@ -159,26 +181,32 @@ func (p *pool) bears() int {
 // the growth of a new stack.
 const slotIdle = 10 * time.Second
 
-// take gives a delivery to an idle goroutine, or to a new one; the puller's slots
-// bound how many there are.
-func (p *pool) take(work context.Context, d *queue.Delivery) {
+// taken is a delivery of one of the lanes.
+type taken struct {
+	lane     *lane
+	delivery *queue.Delivery
+}
+
+// take gives a delivery to an idle goroutine, or to a new one; what the pullers may have
+// in hand bounds how many there are.
+func (p *pool) take(work context.Context, t taken) {
 	select {
-	case p.idle <- d:
+	case p.idle <- t:
 	default:
-		p.jobs.Go(func() { p.serve(work, d) })
+		p.jobs.Go(func() { p.serve(work, t) })
 	}
 }
 
 // serve runs one job after another until there is none for a while, or no more will
 // come.
-func (p *pool) serve(work context.Context, d *queue.Delivery) {
+func (p *pool) serve(work context.Context, t taken) {
 	wait := time.NewTimer(slotIdle)
 	defer wait.Stop()
 	for {
-		p.serveOne(work, d)
+		p.serveOne(work, t)
 		wait.Reset(slotIdle)
 		select {
-		case d = <-p.idle:
+		case t = <-p.idle:
 		case <-wait.C:
 			return
 		case <-p.quit:
@@ -187,49 +215,11 @@ func (p *pool) serve(work context.Context, d *queue.Delivery) {
 	}
 }
 
-func (p *pool) serveOne(work context.Context, d *queue.Delivery) {
-	s := &slot{pool: p, delivery: d, taken: true}
+func (p *pool) serveOne(work context.Context, t taken) {
+	s := &slot{lane: t.lane, delivery: t.delivery, inHand: true}
 	defer s.release()
-	p.waiting.Store(int64(d.Waiting))
-	p.taken.Store(time.Now().UnixNano())
-	p.handle(work, d, s)
-}
-
-// slot is a job's share of the worker's calls at once.
-type slot struct {
-	pool     *pool
-	delivery *queue.Delivery
-	taken    bool
-}
-
-// release gives the slot back. The first jobs come before start has kept the puller,
-// and wait for it here.
-func (s *slot) release() {
-	if s.taken {
-		s.taken = false
-		s.pool.taker().Free()
-	}
-}
-
-// retake waits for the slot again, until quit is closed.
-func (s *slot) retake(ctx context.Context, quit <-chan struct{}) error {
-	select {
-	case <-quit:
-		return queue.ErrStopped
-	default:
-	}
-	if s.taken {
-		return nil
-	}
-	err := s.pool.taker().Retake(ctx, quit, s.delivery)
-	s.taken = err == nil
-	return err
-}
-
-func (p *pool) taker() *queue.Puller {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.puller
+	t.lane.noteDelivery(t.delivery)
+	p.handle(work, t.delivery, s)
 }
 
 // handle judges the delivery and runs it, as often as it has to wait in between.
@@ -244,7 +234,7 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, s *slot) {
 	defer cancel(nil)
 	again := d.Delivery > 1 || job.Epoch > 0
 	h := &held{
-		jobID: job.ID, run: queue.Run{Epoch: job.Epoch, Delivery: d.Delivery}, delivery: d, since: time.Now(),
+		jobID: job.ID, lane: job.Lane, run: queue.Run{Epoch: job.Epoch, Delivery: d.Delivery}, delivery: d, since: time.Now(),
 		cancel: cancel, settled: make(chan struct{}), runs: !again,
 	}
 	if !p.worker.hold.add(h) {
@@ -252,37 +242,33 @@ func (p *pool) handle(work context.Context, d *queue.Delivery, s *slot) {
 		return
 	}
 	defer p.worker.hold.remove(h)
-	if again {
-		if p.leftToPeers(job, d) {
-			return
-		}
-		if !p.mayRunAgain(work, job, bodyRef, h) {
-			return
-		}
-		p.worker.hold.mayRun(h)
+	if again && p.leftToPeers(job, d) {
+		return
 	}
-	p.execute(work, ctx, &execution{pool: p, job: job, bodyRef: bodyRef, held: h}, s)
+	x := &execution{pool: p, job: job, bodyRef: bodyRef, held: h, slot: s, owner: p.ownerOf(job)}
+	if x.owner.admit(work, ctx, x) {
+		p.execute(work, ctx, x)
+	}
 }
 
 // execute runs the job until it has an end, or is somebody else's. The slot is free as
 // soon as the provider is done with the call, before the end is settled.
-func (p *pool) execute(work, ctx context.Context, x *execution, s *slot) {
+func (p *pool) execute(work, ctx context.Context, x *execution) {
 	for {
 		end := x.run(ctx)
 		switch p.decide(work, ctx, x, end) {
 		case toHold:
-			if p.hold(ctx, x, s) {
+			if p.hold(ctx, x) {
 				continue // if the job's time is over, the next run says so
 			}
-			p.giveBack(x)
+			p.giveBack(work, ctx, x)
 		case toGiveBack:
-			s.release()
-			p.giveBack(x)
+			x.slot.release()
+			p.giveBack(work, ctx, x)
 		case toAnswer:
-			s.release()
-			p.ended.Add(1)
+			x.slot.called()
 			p.metrics.calls(end)
-			p.settle(work, x, end)
+			x.owner.settle(work, ctx, x, end)
 		case toForward: // it is on its way
 		}
 		return
@@ -301,7 +287,7 @@ func (p *pool) decide(work, ctx context.Context, x *execution, end *queue.End) d
 		o.peers = false // the other worker's call would be one retry too many
 		what = dispose(o)
 	}
-	if what == toForward && !p.forward(work, x, end) {
+	if what == toForward && !p.forward(work, ctx, x, end) {
 		o.next = false
 		what = dispose(o)
 	}

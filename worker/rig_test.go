@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -80,6 +81,7 @@ type rig struct {
 	conn     *queue.Conn
 	dispatch *queue.Dispatcher
 	script   *script
+	ackWait  time.Duration // of the connections to come
 
 	published chan uint64
 	events    chan *queue.Events
@@ -156,7 +158,7 @@ func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func (r *rig) connect() *queue.Conn {
 	r.t.Helper()
 	c, err := queue.Connect(queue.Options{Name: "t", Embedded: r.embedded, URL: r.url, Logger: discard(), Limits: queue.Limits{
-		Storage: "memory", Replicas: 1, AckWait: soon, EventsBytes: 64 << 20, EventsAge: time.Minute,
+		Storage: "memory", Replicas: 1, AckWait: cmp.Or(r.ackWait, soon), EventsBytes: 64 << 20, EventsAge: time.Minute,
 		BlobsBytes: 64 << 20, BlobsAge: time.Hour, UsageBytes: 64 << 20, DeadLetterAge: time.Hour,
 	}})
 	require.NoError(r.t, err)

@@ -20,14 +20,15 @@ const (
 // settle hands the end to the job's ingress and acknowledges the job once the
 // ingress has taken it and its usage record is kept. If the ingress is gone, the
 // worker keeps the record itself.
-func (p *pool) settle(work context.Context, x *execution, end *queue.End) {
-	h := x.held
+func (o ingressOwned) settle(work, ctx context.Context, x *execution, end *queue.End) {
+	p, h := o.pool, x.held
+	p.ended.Add(1)
 	if x.goesBack {
 		h.delivery.Nak(bodyPause)
 		return
 	}
 	if end.Err != nil && end.Err.Code == inference.CodeWorkerLost && end.LastSeq == 0 {
-		p.giveBack(x) // nothing of it was shown: another worker takes over unseen
+		p.giveBack(work, ctx, x) // nothing of it was shown: another worker takes over unseen
 		return
 	}
 	if !p.wanted(work, end) {

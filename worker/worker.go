@@ -29,7 +29,17 @@ type Member struct {
 	RetryBudget    float64       // share of the calls that may be retries, from 0 to 1
 	Patience       time.Duration // of a job that another candidate could serve, when the provider asks for a wait
 	Breaker        BreakerSettings
+
+	// Shares of the grants of slots that a stored lane has at the least while it waits,
+	// from 0 to 1. Zero: 0.1 and 0.05.
+	BackgroundShare float64
+	BatchShare      float64
 }
+
+const (
+	defaultBackgroundShare = 0.1
+	defaultBatchShare      = 0.05
+)
 
 // Options are what a worker is made of.
 type Options struct {
@@ -202,16 +212,14 @@ func (w *Worker) ensure(ctx, work context.Context) error {
 	}
 	var errs []error
 	for _, p := range w.pools {
-		if p.stale.CompareAndSwap(true, false) { // before the work: what is lost meanwhile counts
-			if err := p.ensure(ctx, work); err != nil {
-				p.stale.Store(true)
-				errs = append(errs, fmt.Errorf("provider %s: %w", p.member.Name, err))
-			}
-		}
+		errs = append(errs, p.remake(ctx, work, &p.stale, p.ensure))
 	}
 	w.announce(false)
 	if len(w.Serves()) > 0 {
 		w.readyOnce.Do(func() { close(w.ready) })
+	}
+	for _, p := range w.pools {
+		errs = append(errs, p.remake(ctx, work, &p.unstored, p.ensureStored))
 	}
 	return errors.Join(errs...)
 }
@@ -220,6 +228,7 @@ func (w *Worker) ensure(ctx, work context.Context) error {
 func (w *Worker) needRebuild() {
 	for _, p := range w.pools {
 		p.stale.Store(true)
+		p.unstored.Store(true)
 	}
 	w.wakeBuilder()
 }

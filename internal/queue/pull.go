@@ -50,10 +50,19 @@ func (c *Conn) NewPuller(provider string, lane inference.Lane, slots int, take f
 	return c.pull(laneStream(provider, lane), string(lane), slots, take, lost)
 }
 
+// NewBoundPuller is NewPuller with a Bound from the start.
+func (c *Conn) NewBoundPuller(provider string, lane inference.Lane, slots, most int, take func(*Delivery), lost func()) (*Puller, error) {
+	return c.pullBound(laneStream(provider, lane), string(lane), slots, most, take, lost)
+}
+
 // pull starts taking messages of any consumer.
 func (c *Conn) pull(stream, consumer string, slots int, take func(*Delivery), lost func()) (*Puller, error) {
+	return c.pullBound(stream, consumer, slots, slots, take, lost)
+}
+
+func (c *Conn) pullBound(stream, consumer string, slots, most int, take func(*Delivery), lost func()) (*Puller, error) {
 	p := &Puller{
-		conn: c, stream: stream, take: take, lost: lost, free: slots, slots: slots, most: slots, share: slots, lastHeard: time.Now(),
+		conn: c, stream: stream, take: take, lost: lost, free: slots, slots: slots, most: most, share: slots, lastHeard: time.Now(),
 		next: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer,
 	}
 	sub, err := c.subscribe(nats.NewInbox(), p.heard)
@@ -264,12 +273,15 @@ type Delivery struct {
 	// it that no worker had.
 	Seq     uint64
 	Waiting int
+
+	// Published is when the server took the message, by its clock.
+	Published time.Time
 }
 
 func newDelivery(c *Conn, m *nats.Msg) *Delivery {
 	d := &Delivery{conn: c, msg: m, Delivery: 1}
 	if md, err := m.Metadata(); err == nil {
-		d.Delivery, d.Seq, d.Waiting = int(md.NumDelivered), md.Sequence.Stream, int(md.NumPending)
+		d.Delivery, d.Seq, d.Waiting, d.Published = int(md.NumDelivered), md.Sequence.Stream, int(md.NumPending), md.Timestamp
 	}
 	return d
 }
