@@ -9,9 +9,9 @@ import (
 	"sluice/internal/webhook"
 )
 
-// ErrLeaseLost says that a delivery is not in the caller's hands any more: its lease
-// ran out, or its endpoint was removed.
-var ErrLeaseLost = errors.New("lease of the delivery lost")
+// ErrLeaseLost says that a delivery or a batch is not in the caller's hands any more: the
+// lease ran out and another one has it, or it is gone.
+var ErrLeaseLost = errors.New("lease lost")
 
 // DeliveryState is where a delivery stands.
 type DeliveryState string

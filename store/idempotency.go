@@ -10,6 +10,7 @@ import (
 const (
 	MaxIdempotencyKeyBytes = 255
 	MaxAnswerHeaderBytes   = 16 << 10 // as JSON
+	MaxAnswerBytes         = 8 << 20
 )
 
 // IdempotentRequest is a request that came with an idempotency key. A key belongs to a
@@ -42,19 +43,14 @@ type IdempotentState struct {
 	JobID       string
 	LeasedUntil time.Time
 	Answer      IdempotentAnswer // when it is done
-
-	// ForgottenRef names the blob of an answer that was no longer kept and made room for
-	// this request. Nothing else names it, so the caller is to remove it.
-	ForgottenRef string
 }
 
 // IdempotentAnswer is the answer that every call with the key gets.
 type IdempotentAnswer struct {
-	Status  int
-	Header  map[string]string
-	Body    []byte // nil where BodyRef names the blob that has it
-	BodyRef string
-	JobID   string
+	Status int
+	Header map[string]string
+	Body   []byte
+	JobID  string
 }
 
 // Idempotency is the part of the store that remembers which requests have been made
@@ -82,8 +78,8 @@ type Idempotency interface {
 	DropIdempotent(ctx context.Context, tenant, key, owner string) error
 
 	// PurgeIdempotent removes at most limit keys that are no longer kept, and at most
-	// MaxPage. It returns how many it removed, and the names of the blobs of their answers.
-	PurgeIdempotent(ctx context.Context, now time.Time, limit int) (refs []string, removed int, err error)
+	// MaxPage, and returns how many those were.
+	PurgeIdempotent(ctx context.Context, now time.Time, limit int) (removed int, err error)
 }
 
 // HeldKey is an idempotency key as the database has it.
@@ -103,7 +99,7 @@ func (h HeldKey) Meet(r IdempotentRequest, now time.Time) (IdempotentState, erro
 	leased := !h.Done && now.Before(h.LeasedUntil)
 	switch {
 	case !leased && !now.Before(h.ExpiresAt):
-		return IdempotentState{Outcome: IdempotentNew, ForgottenRef: h.Answer.BodyRef}, nil
+		return IdempotentState{Outcome: IdempotentNew}, nil
 	case h.Hash != r.Hash:
 		return IdempotentState{}, fmt.Errorf("idempotency key of another request: %w", ErrConflict)
 	case h.Done:
@@ -134,12 +130,10 @@ func (r IdempotentRequest) Validate() error {
 // Validate returns why the answer cannot be remembered.
 func (a IdempotentAnswer) Validate() error {
 	switch {
-	case len(a.Body) > MaxInlineBytes:
-		return fmt.Errorf("idempotent answer has more than %d bytes: %w", MaxInlineBytes, ErrInvalid)
-	case len(a.Body) > 0 && a.BodyRef != "":
-		return fmt.Errorf("idempotent answer has two bodies: %w", ErrInvalid)
-	case CleanText(a.BodyRef) != a.BodyRef || CleanText(a.JobID) != a.JobID:
-		return fmt.Errorf("blob or job of an idempotent answer: %w", ErrInvalid)
+	case len(a.Body) > MaxAnswerBytes:
+		return fmt.Errorf("idempotent answer has more than %d bytes: %w", MaxAnswerBytes, ErrInvalid)
+	case CleanText(a.JobID) != a.JobID:
+		return fmt.Errorf("job of an idempotent answer: %w", ErrInvalid)
 	}
 	return nil
 }

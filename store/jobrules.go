@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -20,8 +19,9 @@ func (j Job) Clean() (Job, error) {
 		ID: j.ID, RequestID: CleanText(j.RequestID), Tenant: j.Tenant,
 		KeyID: CleanText(j.KeyID), KeyName: CleanText(j.KeyName),
 		Kind: inference.Kind(CleanText(string(j.Kind))), Model: CleanText(j.Model),
-		Lane: inference.Lane(CleanText(string(j.Lane))),
-		Body: j.Body, BodyRef: j.BodyRef, TraceParent: CleanText(j.TraceParent),
+		Lane:    inference.Lane(CleanText(string(j.Lane))),
+		BatchID: j.BatchID, Line: j.Line, CustomID: CleanText(j.CustomID),
+		Body: j.Body, TraceParent: CleanText(j.TraceParent),
 		Candidates: slices.Clone(j.Candidates), Webhook: j.Webhook,
 		CreatedAt: CleanTime(j.CreatedAt), Deadline: CleanTime(j.Deadline),
 		Status: JobQueued, Epoch: j.Epoch, LeasedUntil: CleanTime(j.LeasedUntil),
@@ -51,20 +51,20 @@ func (j Job) problem() string {
 		return "has no usable tenant"
 	case j.CreatedAt.IsZero():
 		return "has no time of its own"
-	case (len(j.Body) == 0) == (j.BodyRef == ""):
-		return "has not one body"
+	case len(j.Body) == 0:
+		return "has no body"
 	case len(j.Body) > MaxInlineBytes:
 		return fmt.Sprintf("has a body of more than %d bytes", MaxInlineBytes)
-	case CleanText(j.BodyRef) != j.BodyRef:
-		return "has a body whose name cannot be stored"
+	case CleanText(j.BatchID) != j.BatchID || (j.BatchID == "") != (j.Line == 0) || j.Line < 0:
+		return "is neither a job of its own nor a line of a batch"
 	case len(j.Candidates) == 0 || len(j.Candidates) > MaxCandidates:
 		return fmt.Sprintf("has %d candidates, not 1 to %d", len(j.Candidates), MaxCandidates)
 	case len(j.Metadata) > MaxMetadata:
 		return fmt.Sprintf("has more than %d pairs of metadata", MaxMetadata)
 	case len(j.Webhook) > MaxWebhookBytes:
 		return fmt.Sprintf("has a webhook of more than %d bytes", MaxWebhookBytes)
-	case j.Webhook != nil && !json.Valid(j.Webhook):
-		return "has a webhook that is no JSON"
+	case j.Webhook != nil:
+		return j.webhookProblem()
 	}
 	return ""
 }
@@ -120,10 +120,6 @@ func (e JobEnd) problem() string {
 		return "has no time"
 	case len(e.Response) > MaxInlineBytes:
 		return fmt.Sprintf("has a response of more than %d bytes", MaxInlineBytes)
-	case len(e.Response) > 0 && e.ResponseRef != "":
-		return "has two responses"
-	case CleanText(e.ResponseRef) != e.ResponseRef:
-		return "has a response whose name cannot be stored"
 	}
 	return ""
 }
@@ -158,7 +154,7 @@ func CancelledEnd(id string, at, expires time.Time, row inference.Record) JobEnd
 	return JobEnd{Status: JobCancelled, FinishedAt: at, ExpiresAt: expires, Record: row}
 }
 
-// InRounds orders jobs as LeaseUndispatched returns them.
+// InRounds orders jobs as LeaseJobs returns them.
 func InRounds(jobs []Job) {
 	byAge := func(a, b Job) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
@@ -175,3 +171,27 @@ func InRounds(jobs []Job) {
 
 // JobLimit returns how many jobs a call handles that was asked for limit.
 func JobLimit(limit int) int { return max(0, min(limit, MaxJobs)) }
+
+// MarkLimit is JobLimit for a call that only asks where messages are.
+func MarkLimit(limit int) int { return max(0, min(limit, MaxMarks)) }
+
+// bodyRate is how many bytes a second a database is trusted to take at least.
+const bodyRate = 4 << 20
+
+// BodyTime returns how much longer than other calls one may take that stores so many
+// bytes. A result that could not be stored in time would come again for ever.
+func BodyTime(bytes int) time.Duration {
+	return time.Duration(bytes) * time.Second / bodyRate
+}
+
+// BodiesOf returns how many bytes the responses of ends have together.
+func BodiesOf(ends []JobEnd) (bytes int) {
+	for _, e := range ends {
+		bytes += len(e.Response)
+	}
+	return bytes
+}
+
+// NextEpoch returns the first epoch of the family behind that of epoch, which ends every
+// message of the one before.
+func NextEpoch(epoch int) int { return (epoch/inference.EpochStride + 1) * inference.EpochStride }

@@ -7,7 +7,7 @@ import (
 	"sluice/internal/inference"
 )
 
-// JobStatus is where a background job stands. It goes forward only: queued, in progress,
+// JobStatus is where a job stands. It goes forward only: queued, in progress,
 // and then one of the four ends.
 type JobStatus string
 
@@ -28,19 +28,26 @@ func (s JobStatus) Finished() bool {
 
 // Limits of jobs.
 const (
-	// MaxJobs is how many ends one FinishJobs takes, and the most jobs that
-	// LeaseUndispatched, ExpireJobs and PurgeJobs handle at once.
+	// MaxJobs is how many ends one FinishJobs takes, and the most jobs that LeaseJobs,
+	// ExpireJobs and PurgeJobs handle at once.
 	MaxJobs = 100
 
-	MaxInlineBytes  = 1 << 20  // a body or a response in the database; what is longer is a blob
-	MaxLeaseBytes   = 16 << 20 // the bodies that one LeaseUndispatched returns
+	// MaxMarks is the most jobs that one call handles which only says, or asks, where
+	// their messages are.
+	MaxMarks = 1000
+
+	MaxInlineBytes  = 64 << 20 // a body or a response
+	MaxLeaseBytes   = 16 << 20 // the bodies that one lease returns, unless one alone is longer
 	MaxWebhookBytes = 16 << 10
 	MaxCandidates   = 64
 	MaxMetadata     = 16 // pairs
 )
 
-// Job is one accepted background job: the request, where its message is, and how it
-// ended. Zero times stand for what has not come yet.
+// JobPrefix stands before a job's id wherever a client sees it: in the API and in events.
+const JobPrefix = "job_"
+
+// Job is one accepted job, of its own or a line of a batch: the request, where its message
+// is, and how it ended. Zero times stand for what has not come yet.
 type Job struct {
 	ID          string // as the queue knows it
 	RequestID   string
@@ -50,19 +57,25 @@ type Job struct {
 	Kind        inference.Kind
 	Model       string // as the client asked for it
 	Lane        inference.Lane
-	Body        []byte // the client's JSON as it came; nil where BodyRef names the blob that has it
-	BodyRef     string
+	BatchID     string // empty: a job of its own
+	Line        int    // of the batch, from 1
+	CustomID    string // the client's name for the line
+	Body        []byte // the client's JSON as it came
 	Candidates  []inference.Candidate
 	TraceParent string
 	Metadata    map[string]string
-	Webhook     []byte // JSON that means nothing to the store, or nil
+	Webhook     []byte // a JobWebhook as JSON, or nil
 	CreatedAt   time.Time
 	Deadline    time.Time // zero: none
 
 	Status JobStatus
 
+	// NotBefore is until when the job is not to get a message; zero: at once.
+	NotBefore time.Time
+
 	// Epoch is that of the message which stands for the job. Provider and Seq say where
-	// that message is; DispatchedAt is zero as long as there is none.
+	// that message is, and DispatchedAt when it was last known to be there; that is zero
+	// while there is none.
 	Epoch        int
 	DispatchedAt time.Time
 	Provider     string
@@ -73,12 +86,11 @@ type Job struct {
 
 	StartedAt  time.Time
 	FinishedAt time.Time
-	ExpiresAt  time.Time // when the row and its blobs go; zero: never
+	ExpiresAt  time.Time // when the row goes; zero: never, or with its batch
 
 	// The answer that the call itself would have given, and what it took.
 	ResponseStatus int
-	Response       []byte // nil where ResponseRef names the blob that has it, or where there is none
-	ResponseRef    string
+	Response       []byte
 	Attempts       int
 	Tries          []inference.Try
 	Usage          inference.Usage
@@ -94,8 +106,7 @@ type JobEnd struct {
 	FinishedAt time.Time
 	ExpiresAt  time.Time // zero: the job is kept for ever
 
-	Response    []byte
-	ResponseRef string
+	Response []byte
 
 	// Record becomes the job's row in the ledger, and its status, usage and attempts the
 	// job's own. JobID names the job. Whose request it was, what was asked for and when
@@ -117,11 +128,17 @@ type JobFilter struct {
 // begins behind it.
 func JobCursor(j Job) Cursor { return Cursor{CreatedAt: j.CreatedAt, JobID: j.ID} }
 
-// Jobs is the part of the store that owns background jobs: the queue only has messages
-// that stand for them, and can be filled again from here.
+// Jobs is the part of the store that owns jobs: the queue only has messages that stand for
+// them, and can be filled again from here. A line of a batch is a job too. It comes into
+// being, gets its messages and goes with its batch, so that here only the methods about
+// messages and ends see it.
+//
+// An epoch's family are the epochs that an ingress's message has and those that workers
+// derive from it, up to the next multiple of inference.EpochStride. Of another family is
+// another message.
 //
 // Times are the callers'. Jobs that a method returns without bodies have neither Body nor
-// Response, but the names of their blobs.
+// Response.
 type Jobs interface {
 	// CreateJob stores a new job, queued and without a message; what the job says of its
 	// course is not read. With LeasedUntil the caller keeps it to itself, so as to publish
@@ -136,51 +153,70 @@ type Jobs interface {
 	// Errors: ErrInvalid for a filter without a tenant.
 	ListJobs(ctx context.Context, filter JobFilter) ([]Job, error)
 
-	// JobStatus returns what a worker asks before it begins: a job that is finished or has
-	// a higher epoch than the worker's message is not to be done. Errors: ErrNotFound.
-	JobStatus(ctx context.Context, id string) (status JobStatus, epoch int, err error)
-
-	// LeaseUndispatched takes queued jobs that have no message, or whose message is older
-	// than stale and never led to a start, and keeps them from every other caller until
-	// now+lease. A job that may have been published before, because it has a message or an
-	// earlier lease on it ran out, gets a higher epoch, which fences that message; where
-	// it was is still to be read in the job.
+	// LeaseJobs takes unfinished jobs that have no message, and may have one, and keeps
+	// them from every other caller until now+lease. A job that may have been published
+	// before, because an earlier lease on it ran out, gets an epoch of the next family,
+	// which fences that message.
 	//
 	// Jobs come whole and in rounds: the oldest one of each tenant, then the second one of
 	// each, and the oldest first within a round. They are at most limit and MaxJobs, and
-	// their bodies at most MaxLeaseBytes together.
-	LeaseUndispatched(ctx context.Context, now time.Time, stale, lease time.Duration, limit int) ([]Job, error)
+	// their bodies at most MaxLeaseBytes together, unless it is one job alone.
+	LeaseJobs(ctx context.Context, now time.Time, lease time.Duration, limit int) ([]Job, error)
 
-	// MarkDispatched says where the message of that epoch is, and ends the lease. Errors:
-	// ErrConflict when the job has ended or a later epoch stands for it, so that the
-	// message is of no use.
-	MarkDispatched(ctx context.Context, id string, epoch int, provider string, seq uint64, at time.Time) error
+	// MarkDispatched says where the messages of jobs are, and ends their leases. It returns
+	// the ids of those whose message is of no use, because the job has ended, is not there
+	// or has an epoch of a later family. A message that a worker has passed on meanwhile
+	// had its use, and the job stays as it is. Errors: ErrInvalid for more than MaxMarks.
+	MarkDispatched(ctx context.Context, sent []Dispatch, at time.Time) (useless []string, err error)
 
-	// MarkStarted says that a worker began a message of that epoch, or of one that a
-	// worker derived from it. A job that has started, ended or got a later epoch stays as
-	// it is, and so does one that is not there.
-	MarkStarted(ctx context.Context, id string, epoch int, at time.Time) error
+	// ClaimJob says whether a worker is to do a job whose message has that epoch, and if so
+	// that it began. It is not, if the job is finished or not there, or if the message is
+	// of another family than the job's, or older than the job's own.
+	ClaimJob(ctx context.Context, id string, epoch int, at time.Time) (Claimed, error)
+
+	// MoveJob says that a worker passed the job on: its message, of that epoch, now is
+	// where provider and seq say. A job that is finished, or has a later epoch, stays as
+	// it is.
+	MoveJob(
+		ctx context.Context, id string, epoch int, provider string, seq uint64,
+		attempts int, tries []inference.Try, at time.Time,
+	) error
+
+	// Dispatched returns the unfinished jobs, lines too, whose message was last known
+	// before that time, longest ago first and without bodies. They are at most MaxMarks.
+	Dispatched(ctx context.Context, before time.Time, limit int) ([]Job, error)
+
+	// Confirm says that the messages of jobs are where they were said to be. Errors:
+	// ErrInvalid for more than MaxMarks.
+	Confirm(ctx context.Context, ids []string, at time.Time) error
+
+	// Requeue says that no message stands for jobs any more. Each gets an epoch of the next
+	// family, so that a message which turns up again is of no use, and a repeated call
+	// changes nothing. A job that is finished, or has a later epoch, stays as it is.
+	// Errors: ErrInvalid for more than MaxMarks.
+	Requeue(ctx context.Context, requeued []Requeue) error
 
 	// FinishJobs gives each job that is not finished yet its end and its row in the
-	// ledger, which has each job once. It returns the ids of those, ordered; a second end
-	// of a job, or one of a job that is not there, changes nothing. All of it is stored
-	// durably or nothing, and the call may be repeated. Errors: ErrInvalid for more than
-	// MaxJobs ends and for one that can never be stored.
-	FinishJobs(ctx context.Context, ends []JobEnd) (news []string, err error)
+	// ledger, which has each job once, counts it in its batch if it is a line, and tells
+	// its tenant's webhooks and its own if it is not. It returns those jobs without
+	// bodies, ordered by id; a second end of a job, or one of a job that is not there,
+	// changes nothing. All of it is stored durably or nothing, and the call may be
+	// repeated. Errors: ErrInvalid for more than MaxJobs ends and for one that can never
+	// be stored.
+	FinishJobs(ctx context.Context, ends []JobEnd) (news []Job, err error)
 
 	// CancelJob ends an unfinished job as cancelled at the time at, to be kept until
-	// expires, with row in the ledger as in FinishJobs. It returns the job without bodies
-	// as it then is, and whether it was this call that ended it. Errors: ErrNotFound, also
-	// for another tenant's job.
+	// expires, with row in the ledger and with what else FinishJobs does. It returns the
+	// job without bodies as it then is, and whether it was this call that ended it.
+	// Errors: ErrNotFound, also for another tenant's job.
 	CancelJob(
 		ctx context.Context, tenant, id string, at, expires time.Time, row inference.Record,
 	) (job Job, news bool, err error)
 
 	// ExpireJobs ends unfinished jobs whose deadline has passed, to be kept for the time
-	// of retention, each with its row in the ledger, and returns them without bodies.
+	// of retention, as FinishJobs does, and returns them without bodies.
 	ExpireJobs(ctx context.Context, now time.Time, retention time.Duration, limit int) ([]Job, error)
 
-	// PurgeJobs removes jobs whose time is over, and returns them without bodies, so that
-	// their blobs can be removed.
-	PurgeJobs(ctx context.Context, now time.Time, limit int) ([]Job, error)
+	// PurgeJobs removes jobs whose time is over, and returns how many those were.
+	PurgeJobs(ctx context.Context, now time.Time, limit int) (int, error)
 }

@@ -1,7 +1,7 @@
 // Package store says what Sluice remembers: API keys, the usage ledger, files, background
-// jobs and idempotency keys. It holds the types, the errors and the rules that every
-// database obeys; the subpackages postgres and sqlite keep them, and storetest holds
-// both to one behaviour.
+// jobs, batches, idempotency keys, webhooks and their deliveries. It holds the types, the
+// errors and the rules that every database obeys; the subpackages postgres and sqlite keep
+// them, and storetest holds both to one behaviour.
 //
 // It opens no database and never sees a secret: a key is known by its hash. Only
 // ingresses use it; a worker has no database.
@@ -24,15 +24,15 @@ var (
 	// ErrNameTaken says that a key which is not revoked has the name already.
 	ErrNameTaken = errors.New("name already taken by a key in force")
 
-	// ErrDuplicate says that a key with the same id or the same secret, or a file or
-	// job with the same id, is stored.
+	// ErrDuplicate says that a key with the same id or the same secret, or a file,
+	// job or batch with the same id, is stored.
 	ErrDuplicate = errors.New("id or secret already stored")
 
 	// ErrConflict says that what is stored has moved on, or stands for something else.
 	ErrConflict = errors.New("conflict")
 
-	// ErrInvalid says that a key, a record, a file or a job can never be stored as it is: trying
-	// again is of no use.
+	// ErrInvalid says that a key, a record, a file, a job or a batch can never be stored as it
+	// is: trying again is of no use.
 	ErrInvalid = errors.New("invalid")
 )
 
@@ -93,6 +93,7 @@ type Store interface {
 	Ledger
 	Files
 	Jobs
+	Batches
 	Idempotency
 	Webhooks
 	Deliveries

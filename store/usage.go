@@ -71,12 +71,12 @@ func Clean(r inference.Record) inference.Record {
 	if !r.Usage.Known {
 		r.Usage = inference.Usage{Estimated: r.Usage.Estimated}
 	}
-	r.Tries = cleanTries(r.Tries)
+	r.Tries = CleanTries(r.Tries)
 	return r
 }
 
-// cleanTries returns nil for none, and leaves the caller's tries as they are.
-func cleanTries(tries []inference.Try) []inference.Try {
+// CleanTries returns tries as the ledger keeps them. It returns nil for none, and leaves the caller's tries as they are.
+func CleanTries(tries []inference.Try) []inference.Try {
 	if len(tries) == 0 {
 		return nil
 	}

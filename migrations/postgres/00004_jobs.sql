@@ -1,8 +1,8 @@
 -- +goose Up
 
--- Background jobs. The database owns them; the queue's messages stand for them and can be
--- published again from here. Bodies and responses come last and are TOASTed when they are
--- large, so that a change of status does not write them again.
+-- Background jobs and the lines of batches. The database owns them; the queue's messages
+-- stand for them and can be published again from here. Bodies and responses come last and
+-- are TOASTed when they are large, so that a change of status does not write them again.
 CREATE TABLE jobs (
     id                text COLLATE "C" PRIMARY KEY,
     request_id        text COLLATE "C" NOT NULL,
@@ -12,7 +12,9 @@ CREATE TABLE jobs (
     kind              text             NOT NULL,
     model             text COLLATE "C" NOT NULL,
     lane              text             NOT NULL,
-    body_ref          text             NOT NULL, -- empty: the body is here
+    batch_id          text COLLATE "C" NOT NULL, -- empty: a job of its own
+    line              bigint           NOT NULL, -- of the batch, from 1
+    custom_id         text             NOT NULL,
     candidates        jsonb            NOT NULL,
     trace_parent      text             NOT NULL,
     metadata          jsonb,
@@ -22,7 +24,8 @@ CREATE TABLE jobs (
     status            text COLLATE "C" NOT NULL
         CHECK (status IN ('queued', 'in_progress', 'completed', 'failed', 'cancelled', 'expired')),
     epoch             bigint           NOT NULL,
-    dispatched_at     timestamptz, -- NULL: no message stands for the job yet
+    not_before        timestamptz,
+    dispatched_at     timestamptz, -- when its message was last known to be there; NULL: none stands for the job
     provider          text             NOT NULL DEFAULT '',
     seq               bigint           NOT NULL DEFAULT 0,
     leased_until      timestamptz,
@@ -30,7 +33,6 @@ CREATE TABLE jobs (
     finished_at       timestamptz,
     expires_at        timestamptz,
     response_status   bigint           NOT NULL DEFAULT 0,
-    response_ref      text             NOT NULL DEFAULT '',
     attempts          bigint           NOT NULL DEFAULT 0,
     tries             jsonb,
     prompt_tokens     bigint, -- as in usage_records: NULL when nobody knows
@@ -48,21 +50,33 @@ CREATE TABLE jobs (
 -- A tenant's list is newest first, page by page. Those of one end may lie far apart among
 -- its finished jobs and have an index of their own; unfinished ones are few, and the newest.
 -- A model's jobs are picked out along the way: the retention bounds what a tenant has.
-CREATE INDEX jobs_tenant_created ON jobs (tenant, created_at, id);
-CREATE INDEX jobs_tenant_ended ON jobs (tenant, status, created_at, id) WHERE finished_at IS NOT NULL;
+-- Lines of batches, of which there may be millions, stand in none of the indexes of jobs
+-- of their own.
+CREATE INDEX jobs_tenant_created ON jobs (tenant, created_at, id) WHERE batch_id = '';
+CREATE INDEX jobs_tenant_ended ON jobs (tenant, status, created_at, id)
+    WHERE batch_id = '' AND finished_at IS NOT NULL;
 
 -- What the dispatcher looks for, tenant by tenant, so that the oldest jobs of each one are
--- found without reading another's backlog. Both are partial: nearly all jobs of a table
--- are finished, and those stand in neither. Two and not one, because jobs that wait in the
--- queue may be many, and those without a message must be found without passing them.
-CREATE INDEX jobs_undispatched ON jobs (tenant, created_at, id)
-    WHERE status = 'queued' AND dispatched_at IS NULL;
-CREATE INDEX jobs_dispatched ON jobs (tenant, dispatched_at, id)
-    WHERE status = 'queued' AND dispatched_at IS NOT NULL;
+-- found without reading another's backlog.
+CREATE INDEX jobs_waiting ON jobs (tenant, created_at, id)
+    WHERE batch_id = '' AND finished_at IS NULL AND dispatched_at IS NULL;
 
--- Deadlines matter until a job is finished, the end of retention from then on.
-CREATE INDEX jobs_deadline ON jobs (deadline) WHERE status IN ('queued', 'in_progress');
-CREATE INDEX jobs_expires ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+-- What the reconciler looks for, of both lanes: what has not been heard of for long.
+CREATE INDEX jobs_dispatched ON jobs (dispatched_at, id)
+    WHERE finished_at IS NULL AND dispatched_at IS NOT NULL;
+
+-- Deadlines matter until a job is finished, the end of retention from then on. Those of
+-- lines are their batch's.
+CREATE INDEX jobs_deadline ON jobs (deadline) WHERE batch_id = '' AND finished_at IS NULL;
+CREATE INDEX jobs_expires ON jobs (expires_at) WHERE batch_id = '' AND expires_at IS NOT NULL;
+
+-- The lines of a batch in their order; those that have no message; and those that have
+-- one, or are about to, of which there are never many. A finished line is in the first alone.
+CREATE UNIQUE INDEX jobs_lines ON jobs (batch_id, line) WHERE batch_id <> '';
+CREATE INDEX jobs_lines_waiting ON jobs (batch_id, line)
+    WHERE batch_id <> '' AND finished_at IS NULL AND dispatched_at IS NULL;
+CREATE INDEX jobs_lines_out ON jobs (batch_id, line)
+    WHERE batch_id <> '' AND finished_at IS NULL AND (dispatched_at IS NOT NULL OR leased_until IS NOT NULL);
 
 -- Requests that came with an idempotency key. A tenant's key stands for one request at a
 -- time, which the primary key settles between callers that come together.
@@ -78,7 +92,6 @@ CREATE TABLE idempotency_keys (
     done          boolean          NOT NULL DEFAULT false,
     answer_status bigint           NOT NULL DEFAULT 0,
     answer_header text, -- a JSON object, as it was written
-    answer_ref    text             NOT NULL DEFAULT '',
     answer_job    text             NOT NULL DEFAULT '',
     answer        bytea,
     PRIMARY KEY (tenant, key)

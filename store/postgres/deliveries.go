@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"sluice/internal/webhook"
 	"sluice/store"
@@ -29,30 +30,40 @@ func (s *Store) AppendEvent(ctx context.Context, e store.Event) (deliveries int,
 var insertDeliveries = statement.InsertDeliveries(clock) + " FOR KEY SHARE"
 
 // appendEvents writes events and their deliveries in the transaction of what they tell,
-// and returns how many deliveries that made.
+// and returns how many deliveries that made. It takes two round trips, however many they
+// are.
 func appendEvents(ctx context.Context, tx pgx.Tx, events []store.Event) (deliveries int, err error) {
-	if err := store.ValidEvents(events); err != nil {
+	if err := store.ValidEvents(events); err != nil || len(events) == 0 {
 		return 0, err
 	}
+	var (
+		news           []store.Event // that are not stored already
+		insert, spread pgx.Batch
+	)
 	for _, e := range events {
-		tag, err := tx.Exec(ctx, statement.InsertEvent, e.ID, e.Tenant, e.Type, e.ObjectID, e.Target, store.CleanTime(e.CreatedAt))
-		if err != nil {
-			return 0, fmt.Errorf("store event %s: %w", e.ID, err)
-		}
-		if tag.RowsAffected() == 0 {
-			continue // it is stored already
-		}
-		if tag, err = tx.Exec(ctx, insertDeliveries, e.ID, e.Tenant, e.Type, e.Only); err != nil {
-			return 0, fmt.Errorf("store deliveries of event %s: %w", e.ID, err)
-		}
+		args := []any{e.ID, e.Tenant, e.Type, e.ObjectID, e.Target, store.CleanTime(e.CreatedAt)}
+		insert.Queue(statement.InsertEvent, args...).Exec(func(tag pgconn.CommandTag) error {
+			if tag.RowsAffected() > 0 {
+				news = append(news, e)
+			}
+			return nil
+		})
+	}
+	if err := tx.SendBatch(ctx, &insert).Close(); err != nil {
+		return 0, fmt.Errorf("store events: %w", err)
+	}
+	count := func(tag pgconn.CommandTag) error {
 		deliveries += int(tag.RowsAffected())
-		if e.Target == "" {
-			continue
+		return nil
+	}
+	for _, e := range news {
+		spread.Queue(insertDeliveries, e.ID, e.Tenant, e.Type, e.Only).Exec(count)
+		if e.Target != "" {
+			spread.Queue(statement.InsertTargetDelivery(clock), e.ID, webhook.Lane(e.Tenant, e.Target)).Exec(count)
 		}
-		if _, err := tx.Exec(ctx, statement.InsertTargetDelivery(clock), e.ID, webhook.Lane(e.Tenant, e.Target)); err != nil {
-			return 0, fmt.Errorf("store delivery of event %s: %w", e.ID, err)
-		}
-		deliveries++
+	}
+	if err := tx.SendBatch(ctx, &spread).Close(); err != nil {
+		return 0, fmt.Errorf("store deliveries of events: %w", err)
 	}
 	return deliveries, nil
 }

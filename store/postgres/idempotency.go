@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -89,17 +88,16 @@ func (s *Store) DropIdempotent(ctx context.Context, tenant, key, owner string) e
 }
 
 // PurgeIdempotent implements store.Idempotency.
-func (s *Store) PurgeIdempotent(ctx context.Context, now time.Time, limit int) (refs []string, removed int, err error) {
-	refs, err = query(ctx, s, pgx.RowTo[string], `
+func (s *Store) PurgeIdempotent(ctx context.Context, now time.Time, limit int) (int, error) {
+	removed, err := s.exec(ctx, `
 		WITH outdated AS MATERIALIZED (`+statement.OutdatedIdempotent+` FOR UPDATE SKIP LOCKED)
 		DELETE FROM idempotency_keys AS k USING outdated AS o
-		WHERE k.tenant = o.tenant AND k.key = o.key RETURNING k.answer_ref`,
+		WHERE k.tenant = o.tenant AND k.key = o.key`,
 		stamp(now), max(0, min(limit, store.MaxPage)))
-	removed = len(refs)
 	if err != nil {
-		return nil, 0, fmt.Errorf("purge idempotency keys: %w", err)
+		return 0, fmt.Errorf("purge idempotency keys: %w", err)
 	}
-	return slices.DeleteFunc(refs, func(ref string) bool { return ref == "" }), removed, nil
+	return int(removed), nil
 }
 
 // changeHeld runs a statement that changes a key only while it is the owner's to finish.

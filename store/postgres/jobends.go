@@ -14,16 +14,14 @@ import (
 )
 
 // FinishJobs implements store.Jobs.
-func (s *Store) FinishJobs(ctx context.Context, ends []store.JobEnd) (news []string, err error) {
+func (s *Store) FinishJobs(ctx context.Context, ends []store.JobEnd) (news []store.Job, err error) {
 	ends, err = store.CleanJobEnds(ends)
 	if err != nil || len(ends) == 0 {
 		return nil, err
 	}
-	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		ended, err := endJobs(ctx, tx, ends)
-		for _, job := range ended {
-			news = append(news, job.ID)
-		}
+	timeout := s.timeout + store.BodyTime(store.BodiesOf(ends))
+	err = s.inTxWithin(ctx, timeout, func(ctx context.Context, tx pgx.Tx) error {
+		news, err = endJobs(ctx, tx, ends)
 		return err
 	})
 	if err != nil {
@@ -89,10 +87,9 @@ func (s *Store) ExpireJobs(
 	return expired, nil
 }
 
-// endJobs gives jobs that are not finished yet their ends, and their rows in the ledger,
-// and returns them as they are then, without bodies. Every end of a job comes through
-// here, so what has to be written along with one is written here. The ends are clean and
-// in order.
+// endJobs gives jobs that are not finished yet their ends and all that goes along with an
+// end, and returns them as they are then, without bodies. Every end of a job comes through
+// here. The ends are clean and in order.
 func endJobs(ctx context.Context, tx pgx.Tx, ends []store.JobEnd) ([]store.Job, error) {
 	var (
 		ended   []store.Job
@@ -104,7 +101,7 @@ func endJobs(ctx context.Context, tx pgx.Tx, ends []store.JobEnd) ([]store.Job, 
 		if err != nil {
 			return nil, fmt.Errorf("job %s: %w", e.Record.JobID, err)
 		}
-		batch.Queue(statement.EndJob, args...).Query(func(rows pgx.Rows) error {
+		batch.Queue(statement.EndJob+` RETURNING `+statement.JobColumns, args...).Query(func(rows pgx.Rows) error {
 			job, err := pgx.CollectExactlyOneRow(rows, scanJob)
 			if errors.Is(err, pgx.ErrNoRows) {
 				return nil // finished before, or not there
@@ -119,10 +116,19 @@ func endJobs(ctx context.Context, tx pgx.Tx, ends []store.JobEnd) ([]store.Job, 
 	if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 		return nil, err
 	}
+	if len(ended) == 0 {
+		return nil, nil
+	}
 	if err := insertUsage(ctx, tx, records); err != nil {
 		return nil, err
 	}
-	return ended, nil
+	for _, c := range store.CountLines(ended) {
+		if _, err := tx.Exec(ctx, statement.CountLines, statement.CountArgs(c)...); err != nil {
+			return nil, fmt.Errorf("batch %s: %w", c.BatchID, err)
+		}
+	}
+	_, err := appendEvents(ctx, tx, store.JobEvents(ended))
+	return ended, err
 }
 
 // insertUsage adds clean records, ordered by job, to the ledger.
@@ -140,7 +146,13 @@ func insertUsage(ctx context.Context, tx pgx.Tx, records []inference.Record) err
 
 // inTx runs do in a transaction, which is committed if do returns nil.
 func (s *Store) inTx(ctx context.Context, do func(context.Context, pgx.Tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	return s.inTxWithin(ctx, s.timeout, do)
+}
+
+func (s *Store) inTxWithin(
+	ctx context.Context, timeout time.Duration, do func(context.Context, pgx.Tx) error,
+) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return do(ctx, tx) })
 }

@@ -25,14 +25,17 @@ func jobCalls(ctx context.Context, s *postgres.Store) map[string]func() error {
 	end := store.JobEnd{Status: store.JobFailed, FinishedAt: now, Record: inference.Record{JobID: "id"}}
 	request := store.IdempotentRequest{Tenant: "acme", Key: "key", Owner: "me"}
 	return map[string]func() error{
-		"CreateJob":         func() error { return s.CreateJob(ctx, job) },
-		"Job":               func() error { _, err := s.Job(ctx, "acme", "id"); return err },
-		"ListJobs":          func() error { _, err := s.ListJobs(ctx, store.JobFilter{Tenant: "acme"}); return err },
-		"JobStatus":         func() error { _, _, err := s.JobStatus(ctx, "id"); return err },
-		"LeaseUndispatched": func() error { _, err := s.LeaseUndispatched(ctx, now, 1, 1, 1); return err },
-		"MarkDispatched":    func() error { return s.MarkDispatched(ctx, "id", 0, "p", 1, now) },
-		"MarkStarted":       func() error { return s.MarkStarted(ctx, "id", 0, now) },
-		"FinishJobs":        func() error { _, err := s.FinishJobs(ctx, []store.JobEnd{end}); return err },
+		"CreateJob":      func() error { return s.CreateJob(ctx, job) },
+		"Job":            func() error { _, err := s.Job(ctx, "acme", "id"); return err },
+		"ListJobs":       func() error { _, err := s.ListJobs(ctx, store.JobFilter{Tenant: "acme"}); return err },
+		"LeaseJobs":      func() error { _, err := s.LeaseJobs(ctx, now, 1, 1); return err },
+		"MarkDispatched": func() error { _, err := s.MarkDispatched(ctx, []store.Dispatch{{ID: "id"}}, now); return err },
+		"ClaimJob":       func() error { _, err := s.ClaimJob(ctx, "id", 0, now); return err },
+		"MoveJob":        func() error { return s.MoveJob(ctx, "id", 0, "p", 1, 0, nil, now) },
+		"Dispatched":     func() error { _, err := s.Dispatched(ctx, now, 1); return err },
+		"Confirm":        func() error { return s.Confirm(ctx, []string{"id"}, now) },
+		"Requeue":        func() error { return s.Requeue(ctx, []store.Requeue{{ID: "id"}}) },
+		"FinishJobs":     func() error { _, err := s.FinishJobs(ctx, []store.JobEnd{end}); return err },
 		"CancelJob": func() error {
 			_, _, err := s.CancelJob(ctx, "acme", "id", now, now, inference.Record{})
 			return err
@@ -46,6 +49,6 @@ func jobCalls(ctx context.Context, s *postgres.Store) map[string]func() error {
 		"RenewIdempotent":  func() error { return s.RenewIdempotent(ctx, "acme", "key", "me", now) },
 		"FinishIdempotent": func() error { return s.FinishIdempotent(ctx, "acme", "key", "me", store.IdempotentAnswer{}) },
 		"DropIdempotent":   func() error { return s.DropIdempotent(ctx, "acme", "key", "me") },
-		"PurgeIdempotent":  func() error { _, _, err := s.PurgeIdempotent(ctx, now, 1); return err },
+		"PurgeIdempotent":  func() error { _, err := s.PurgeIdempotent(ctx, now, 1); return err },
 	}
 }

@@ -44,7 +44,7 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	conn, err := pgx.Connect(t.Context(), address)
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files, jobs, idempotency_keys, "+
+	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files, jobs, idempotency_keys, batches, "+
 		"webhooks, webhook_secrets, webhook_events, webhook_deliveries, webhook_attempts; DELETE FROM "+
 		migrations.VersionTable+" WHERE version_id > 0")
 	require.NoError(t, err)
@@ -163,6 +163,7 @@ func requireAllFailWithin(t *testing.T, s *postgres.Store, limit time.Duration, 
 		"Usage": func() error { _, err := s.Usage(ctx, store.UsageFilter{}); return err },
 	}
 	maps.Copy(calls, jobCalls(ctx, s))
+	maps.Copy(calls, batchCalls(ctx, s))
 	for name, call := range calls {
 		prepare()
 		start := time.Now()

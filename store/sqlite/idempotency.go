@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"slices"
 	"time"
 
 	"sluice/store"
@@ -66,14 +65,13 @@ func (s *Store) DropIdempotent(ctx context.Context, tenant, key, owner string) e
 }
 
 // PurgeIdempotent implements store.Idempotency.
-func (s *Store) PurgeIdempotent(ctx context.Context, now time.Time, limit int) (refs []string, removed int, err error) {
-	refs, err = query(ctx, s.writer, scanText, `DELETE FROM idempotency_keys WHERE (tenant, key) IN (`+
-		statement.OutdatedIdempotent+`) RETURNING answer_ref`, stamp(now), max(0, min(limit, store.MaxPage)))
-	removed = len(refs)
+func (s *Store) PurgeIdempotent(ctx context.Context, now time.Time, limit int) (int, error) {
+	removed, err := s.exec(ctx, `DELETE FROM idempotency_keys WHERE (tenant, key) IN (`+
+		statement.OutdatedIdempotent+`)`, stamp(now), max(0, min(limit, store.MaxPage)))
 	if err != nil {
-		return nil, 0, fmt.Errorf("purge idempotency keys: %w", err)
+		return 0, fmt.Errorf("purge idempotency keys: %w", err)
 	}
-	return slices.DeleteFunc(refs, func(ref string) bool { return ref == "" }), removed, nil
+	return int(removed), nil
 }
 
 // changeHeld runs a statement that changes a key only while it is the owner's to finish.

@@ -4,11 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
-	"sluice/internal/inference"
 	"sluice/store"
 	"sluice/store/internal/statement"
 )
@@ -19,11 +17,14 @@ func (s *Store) CreateJob(ctx context.Context, job store.Job) error {
 	if err != nil {
 		return err
 	}
+	if job.BatchID != "" {
+		return fmt.Errorf("create job %s, a line of a batch: %w", job.ID, store.ErrInvalid)
+	}
 	args, err := statement.InsertJobArgs(job, stamp)
 	if err != nil {
 		return fmt.Errorf("create job %s: %w", job.ID, err)
 	}
-	inserted, err := s.exec(ctx, statement.InsertJob, args...)
+	inserted, err := s.execWithin(ctx, timeout+store.BodyTime(len(job.Body)), statement.InsertJob, args...)
 	if err != nil {
 		return fmt.Errorf("create job %s: %w", job.ID, err)
 	}
@@ -60,30 +61,15 @@ func (s *Store) ListJobs(ctx context.Context, filter store.JobFilter) ([]store.J
 	return jobs, nil
 }
 
-// JobStatus implements store.Jobs.
-func (s *Store) JobStatus(ctx context.Context, id string) (status store.JobStatus, epoch int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	id = store.CleanText(id)
-	err = s.reader.QueryRowContext(ctx, statement.JobStatus, id).Scan(&status, &epoch)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = store.ErrNotFound
-	}
-	if err != nil {
-		return "", 0, fmt.Errorf("read status of job %s: %w", id, err)
-	}
-	return status, epoch, nil
-}
-
-// LeaseUndispatched implements store.Jobs. The transaction holds the file's write lock
-// from its beginning, so what was chosen is still free when it is leased.
-func (s *Store) LeaseUndispatched(
-	ctx context.Context, now time.Time, stale, lease time.Duration, limit int,
+// LeaseJobs implements store.Jobs. The transaction holds the file's write lock from its
+// beginning, so what was chosen is still free when it is leased.
+func (s *Store) LeaseJobs(
+	ctx context.Context, now time.Time, lease time.Duration, limit int,
 ) (leased []store.Job, err error) {
 	limit = store.JobLimit(limit)
 	err = s.inTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		heads, err := leasableHeads(ctx, tx, now, now.Add(-stale), limit)
-		if err != nil {
+		heads, err := waitingHeads(ctx, tx, now, limit)
+		if err != nil || len(heads) == 0 {
 			return err
 		}
 		ids, err := json.Marshal(chosen(heads, limit))
@@ -92,7 +78,7 @@ func (s *Store) LeaseUndispatched(
 		}
 		leased, err = queryTx(ctx, tx, scanWholeJob, `UPDATE jobs SET `+statement.LeaseJob+`
 			WHERE id IN (SELECT value FROM json_each($1)) RETURNING `+statement.WholeJobColumns,
-			string(ids), nil, stamp(now.Add(lease)), inference.EpochStride)
+			string(ids), stamp(now.Add(lease)))
 		return err
 	})
 	if err != nil {
@@ -108,25 +94,21 @@ type head struct {
 	size int
 }
 
-// leasableHeads returns the oldest jobs of each tenant that may be leased, limit of each
-// at most. SQLite has no LATERAL, and a query for each tenant costs no round trip.
-func leasableHeads(ctx context.Context, tx *sql.Tx, now, staleSince time.Time, limit int) ([]head, error) {
+// waitingHeads returns the oldest jobs of each tenant that may be leased, limit of each at
+// most. SQLite has no LATERAL, and a query for each tenant costs no round trip.
+func waitingHeads(ctx context.Context, tx *sql.Tx, now time.Time, limit int) ([]head, error) {
+	tenants, err := queryTx(ctx, tx, scanText,
+		`WITH RECURSIVE `+statement.WaitingTenants+` SELECT tenant FROM waiting WHERE tenant IS NOT NULL`)
+	if err != nil {
+		return nil, err
+	}
 	var heads []head
-	for _, part := range []struct{ tenants, heads string }{
-		{`WITH RECURSIVE ` + statement.FreshTenants + ` SELECT tenant FROM fresh WHERE tenant IS NOT NULL`, statement.FreshHeads("$4", "$3")},
-		{`WITH RECURSIVE ` + statement.StaleTenants + ` SELECT tenant FROM stale WHERE tenant IS NOT NULL`, statement.StaleHeads("$4", "$3")},
-	} {
-		tenants, err := queryTx(ctx, tx, scanText, part.tenants)
+	for _, tenant := range tenants {
+		more, err := queryTx(ctx, tx, scanHead, statement.WaitingHeads("$2", "$3"), stamp(now), tenant, limit)
 		if err != nil {
 			return nil, err
 		}
-		for _, tenant := range tenants {
-			more, err := queryTx(ctx, tx, scanHead, part.heads, stamp(now), stamp(staleSince), limit, tenant)
-			if err != nil {
-				return nil, err
-			}
-			heads = append(heads, more...)
-		}
+		heads = append(heads, more...)
 	}
 	return heads, nil
 }
@@ -140,7 +122,7 @@ func chosen(heads []head, limit int) []string {
 	store.InRounds(jobs)
 	ids, bytes := []string{}, 0
 	for _, j := range jobs[:min(limit, len(jobs))] {
-		if bytes += sizes[j.ID]; bytes > store.MaxLeaseBytes {
+		if bytes += sizes[j.ID]; bytes > store.MaxLeaseBytes && len(ids) > 0 {
 			break
 		}
 		ids = append(ids, j.ID)
@@ -148,42 +130,22 @@ func chosen(heads []head, limit int) []string {
 	return ids
 }
 
-// MarkDispatched implements store.Jobs.
-func (s *Store) MarkDispatched(
-	ctx context.Context, id string, epoch int, provider string, seq uint64, at time.Time,
-) error {
-	id = store.CleanText(id)
-	marked, err := s.exec(ctx, statement.MarkDispatched, id, epoch, store.CleanText(provider), int64(seq), stamp(at))
-	if err == nil && marked == 0 {
-		err = store.ErrConflict
-	}
-	if err != nil {
-		return fmt.Errorf("mark job %s as dispatched: %w", id, err)
-	}
-	return nil
-}
-
-// MarkStarted implements store.Jobs.
-func (s *Store) MarkStarted(ctx context.Context, id string, epoch int, at time.Time) error {
-	id = store.CleanText(id)
-	if _, err := s.exec(ctx, statement.MarkStarted, id, epoch, stamp(at)); err != nil {
-		return fmt.Errorf("mark job %s as started: %w", id, err)
-	}
-	return nil
-}
-
 // PurgeJobs implements store.Jobs.
-func (s *Store) PurgeJobs(ctx context.Context, now time.Time, limit int) ([]store.Job, error) {
-	jobs, err := query(ctx, s.writer, scanJob, `DELETE FROM jobs WHERE id IN (`+statement.OutdatedJobs+`)
-		RETURNING `+statement.JobColumns, stamp(now), store.JobLimit(limit))
+func (s *Store) PurgeJobs(ctx context.Context, now time.Time, limit int) (int, error) {
+	purged, err := s.exec(ctx, `DELETE FROM jobs WHERE id IN (`+statement.OutdatedJobs+`)`,
+		stamp(now), store.JobLimit(limit))
 	if err != nil {
-		return nil, fmt.Errorf("purge jobs: %w", err)
+		return 0, fmt.Errorf("purge jobs: %w", err)
 	}
-	return jobs, nil
+	return int(purged), nil
 }
 
 // exec runs a statement and returns how many rows it changed.
 func (s *Store) exec(ctx context.Context, text string, args ...any) (int64, error) {
+	return s.execWithin(ctx, timeout, text, args...)
+}
+
+func (s *Store) execWithin(ctx context.Context, timeout time.Duration, text string, args ...any) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	result, err := s.writer.ExecContext(ctx, text, args...)
@@ -221,12 +183,12 @@ func scanWholeJob(rows *sql.Rows) (store.Job, error) {
 
 func scanHead(rows *sql.Rows) (head, error) {
 	var (
-		h                  head
-		created            int64
-		leased, dispatched *int64
+		h       head
+		created int64
+		leased  *int64
 	)
-	err := rows.Scan(&h.ID, &h.Tenant, &created, &h.Status, &leased, &dispatched, &h.size)
-	h.CreatedAt, h.LeasedUntil, h.DispatchedAt = fromMicros(created), timeOrZero(leased), timeOrZero(dispatched)
+	err := rows.Scan(&h.ID, &h.Tenant, &created, &leased, &h.size)
+	h.CreatedAt, h.LeasedUntil = fromMicros(created), timeOrZero(leased)
 	return h, err
 }
 

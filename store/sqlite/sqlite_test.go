@@ -38,7 +38,7 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	require.NoError(t, err)
 	for _, statement := range []string{
 		"DROP TABLE api_keys", "DROP TABLE usage_records", "DROP TABLE files",
-		"DROP TABLE jobs", "DROP TABLE idempotency_keys",
+		"DROP TABLE jobs", "DROP TABLE idempotency_keys", "DROP TABLE batches",
 		"DROP TABLE webhooks", "DROP TABLE webhook_secrets", "DROP TABLE webhook_events",
 		"DROP TABLE webhook_deliveries", "DROP TABLE webhook_attempts",
 		"DELETE FROM " + migrations.VersionTable + " WHERE version_id > 0",

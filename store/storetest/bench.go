@@ -11,7 +11,8 @@ import (
 )
 
 // BenchmarkJobs measures what the life of background jobs costs a database: to accept one,
-// to lease a hundred out of a backlog, to finish a hundred.
+// to lease a hundred out of a backlog, to say where they are, to finish a hundred of them or
+// of a batch's lines.
 func BenchmarkJobs(b *testing.B, s store.Store) {
 	require.NoError(b, s.Migrate(b.Context()))
 	ids := 0
@@ -30,28 +31,47 @@ func BenchmarkJobs(b *testing.B, s store.Store) {
 			create(b, 1)
 		}
 	})
-	b.Run("LeaseUndispatched100", func(b *testing.B) {
+	b.Run("LeaseJobs100", func(b *testing.B) {
 		create(b, 10*store.MaxJobs) // a backlog of ten tenants
 		now := noon
 		for b.Loop() {
 			now = now.Add(lease) // earlier leases have run out
-			jobs, err := s.LeaseUndispatched(b.Context(), now, stale, lease, store.MaxJobs)
+			jobs, err := s.LeaseJobs(b.Context(), now, lease, store.MaxJobs)
 			require.NoError(b, err)
 			require.Len(b, jobs, store.MaxJobs)
 		}
 	})
-	b.Run("FinishJobs100", func(b *testing.B) {
+	b.Run("MarkDispatched100", func(b *testing.B) {
+		var sent []store.Dispatch
+		for _, id := range create(b, store.MaxJobs) {
+			sent = append(sent, store.Dispatch{ID: id, Provider: "openai", Seq: 7})
+		}
+		now := noon
 		for b.Loop() {
-			b.StopTimer()
-			ends := make([]store.JobEnd, store.MaxJobs)
-			for i, id := range create(b, store.MaxJobs) {
-				ends[i] = newEnd(id)
-				ends[i].FinishedAt = noon.Add(time.Minute)
-			}
-			b.StartTimer()
-			news, err := s.FinishJobs(b.Context(), ends)
+			now = now.Add(time.Second)
+			useless, err := s.MarkDispatched(b.Context(), sent, now)
 			require.NoError(b, err)
-			require.Len(b, news, store.MaxJobs)
+			require.Empty(b, useless)
 		}
 	})
+	for name, batch := range map[string]string{"FinishJobs100": "", "FinishLines100": "batch_1"} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				ids := create(b, store.MaxJobs)
+				if batch != "" {
+					toLines(b, s, batch, ids...)
+				}
+				ends := make([]store.JobEnd, store.MaxJobs)
+				for i, id := range ids {
+					ends[i] = newEnd(id)
+					ends[i].FinishedAt = noon.Add(time.Minute)
+				}
+				b.StartTimer()
+				news, err := s.FinishJobs(b.Context(), ends)
+				require.NoError(b, err)
+				require.Len(b, news, store.MaxJobs)
+			}
+		})
+	}
 }

@@ -68,7 +68,7 @@ var idempotencyTests = map[string]func(*testing.T, Open){
 	"a bare answer comes back bare": func(t *testing.T, open Open) {
 		s := migrated(t, open)
 		begin(t, s, request("a"), noon)
-		want := store.IdempotentAnswer{BodyRef: "blob-1"}
+		want := store.IdempotentAnswer{Status: 204}
 		require.NoError(t, s.FinishIdempotent(t.Context(), "acme", "order-1", "a", want))
 		require.Equal(t, want, begin(t, s, request("b"), noon).Answer)
 	},
@@ -136,20 +136,13 @@ var idempotencyTests = map[string]func(*testing.T, Open){
 		require.ErrorIs(t, s.DropIdempotent(t.Context(), "acme", "order-1", "a"), store.ErrNotFound)
 	},
 
-	"a key that is no longer kept is new, and its blob is named": func(t *testing.T, open Open) {
+	"a key that is no longer kept is new": func(t *testing.T, open Open) {
 		s := migrated(t, open)
 		begin(t, s, request("a"), noon)
-		answer := newAnswer()
-		answer.Body, answer.BodyRef = nil, "blob-1"
-		require.NoError(t, s.FinishIdempotent(t.Context(), "acme", "order-1", "a", answer))
-		want := isNew
-		want.ForgottenRef = "blob-1"
-		require.Equal(t, want, begin(t, s, request("b"), noon.Add(keep)))
-		want.ForgottenRef = ""
-		require.Equal(t, want, begin(t, s, request("b"), noon.Add(2*keep)), "named once")
-
+		require.NoError(t, s.FinishIdempotent(t.Context(), "acme", "order-1", "a", newAnswer()))
+		require.Equal(t, isNew, begin(t, s, request("b"), noon.Add(keep)))
 		require.NoError(t, s.FinishIdempotent(t.Context(), "acme", "order-1", "b", store.IdempotentAnswer{Status: 204}))
-		state := begin(t, s, request("c"), noon.Add(2*keep))
+		state := begin(t, s, request("c"), noon.Add(keep))
 		require.Equal(t, store.IdempotentAnswer{Status: 204}, state.Answer, "nothing is left of the old one")
 	},
 
@@ -157,7 +150,7 @@ var idempotencyTests = map[string]func(*testing.T, Open){
 		s := migrated(t, open)
 		begin(t, s, request("a"), noon)
 		require.NoError(t, s.RenewIdempotent(t.Context(), "acme", "order-1", "a", noon.Add(2*keep)))
-		_, removed, err := s.PurgeIdempotent(t.Context(), noon.Add(keep), 10)
+		removed, err := s.PurgeIdempotent(t.Context(), noon.Add(keep), 10)
 		require.NoError(t, err)
 		require.Zero(t, removed)
 		require.Equal(t, store.IdempotentInFlight, begin(t, s, request("b"), noon.Add(keep)).Outcome)
@@ -185,9 +178,8 @@ var idempotencyTests = map[string]func(*testing.T, Open){
 		longest.Key = strings.Repeat("k", store.MaxIdempotencyKeyBytes)
 		require.Equal(t, isNew, begin(t, s, longest, noon))
 		for name, answer := range map[string]store.IdempotentAnswer{
-			"body too long":   {Body: make([]byte, store.MaxInlineBytes+1)},
-			"two bodies":      {Body: []byte("{}"), BodyRef: "blob"},
-			"blob not text":   {BodyRef: "a\x00"},
+			"body too long":   {Body: make([]byte, store.MaxAnswerBytes+1)},
+			"job not text":    {JobID: "a\x00"},
 			"header too long": {Header: map[string]string{"x": strings.Repeat("x", store.MaxAnswerHeaderBytes)}},
 		} {
 			err := s.FinishIdempotent(t.Context(), "acme", longest.Key, "a", answer)
@@ -249,27 +241,24 @@ func purgeKeys(t *testing.T, open Open) {
 		r.Key = fmt.Sprintf("order-%d", i)
 		begin(t, s, r, noon.Add(time.Duration(i)*time.Minute))
 		if i%2 == 0 {
-			require.NoError(t, s.FinishIdempotent(t.Context(), "acme", r.Key, "a", store.IdempotentAnswer{BodyRef: "blob-" + r.Key}))
+			require.NoError(t, s.FinishIdempotent(t.Context(), "acme", r.Key, "a", newAnswer()))
 		}
 	}
-	removedAt := func(now time.Time, limit int) (refs []string, removed int) {
-		refs, removed, err := s.PurgeIdempotent(t.Context(), now, limit)
+	removedAt := func(now time.Time, limit int) int {
+		removed, err := s.PurgeIdempotent(t.Context(), now, limit)
 		require.NoError(t, err)
-		return refs, removed
+		return removed
 	}
-	_, removed := removedAt(noon.Add(keep-time.Microsecond), 10)
-	require.Zero(t, removed)
-	_, removed = removedAt(noon.Add(2*keep), 0)
-	require.Zero(t, removed)
-	refs, removed := removedAt(noon.Add(keep+2*time.Minute), 2)
-	require.Equal(t, 2, removed, "the limit, oldest first")
-	require.Equal(t, []string{"blob-order-0"}, refs)
-	refs, removed = removedAt(noon.Add(keep+2*time.Minute), 10)
-	require.Equal(t, 1, removed)
-	require.Equal(t, []string{"blob-order-2"}, refs)
-	refs, removed = removedAt(noon.Add(2*keep), 1<<30)
-	require.Equal(t, 2, removed)
-	require.Equal(t, []string{"blob-order-4"}, refs)
-	_, removed = removedAt(noon.Add(2*keep), 10)
-	require.Zero(t, removed)
+	require.Zero(t, removedAt(noon.Add(keep-time.Microsecond), 10))
+	require.Zero(t, removedAt(noon.Add(2*keep), 0))
+	require.Equal(t, 2, removedAt(noon.Add(keep+2*time.Minute), 2), "the limit")
+	state := begin(t, s, func() store.IdempotentRequest {
+		r := request("b")
+		r.Key = "order-2"
+		return r
+	}(), noon)
+	require.Equal(t, store.IdempotentDone, state.Outcome, "oldest first")
+	require.Equal(t, 1, removedAt(noon.Add(keep+2*time.Minute), 10))
+	require.Equal(t, 2, removedAt(noon.Add(2*keep), 1<<30))
+	require.Zero(t, removedAt(noon.Add(2*keep), 10))
 }

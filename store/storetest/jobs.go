@@ -35,7 +35,7 @@ func newJob(id string) store.Job {
 		},
 		TraceParent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 		Metadata:    map[string]string{"run": "7", "имя": "ü \"quoted\" 🤖"},
-		Webhook:     []byte(`{"url":"https://example.com", "events":["\u0000"],  "a":1}`),
+		Webhook:     []byte(`{"url":"https://example.com/\u00fc",  "events":["job.failed"], "a":"\u0000"}`),
 		CreatedAt:   noon.Add(123456 * time.Microsecond),
 		Deadline:    noon.Add(time.Hour),
 		Status:      store.JobQueued,
@@ -104,7 +104,7 @@ var jobTests = map[string]func(*testing.T, Open){
 		s := migrated(t, open)
 		want, end := newJob("job-1"), newEnd("job-1")
 		createJobs(t, s, want)
-		require.NoError(t, s.MarkDispatched(t.Context(), "job-1", 3, "azure", 1<<62, noon.Add(2*time.Second)))
+		require.Empty(t, mark(t, s, noon.Add(2*time.Second), store.Dispatch{ID: "job-1", Epoch: 3, Provider: "azure", Seq: 1 << 62}))
 		_, err := s.FinishJobs(t.Context(), []store.JobEnd{end})
 		require.NoError(t, err)
 
@@ -117,25 +117,26 @@ var jobTests = map[string]func(*testing.T, Open){
 		got := job(t, s, "job-1")
 		require.Equal(t, want, got)
 
-		got.BodyRef, got.ResponseRef, got.LeasedUntil = "b", "r", noon // one excludes the other
+		got.LeasedUntil, got.NotBefore = noon, noon             // none of a finished job
+		got.BatchID, got.Line, got.CustomID = "batch_1", 1, "a" // of a line alone
 		requireNoZeroField(t, reflect.ValueOf(got))
 	},
 
 	"a bare job comes back bare": func(t *testing.T, open Open) {
 		s := migrated(t, open)
 		bare := store.Job{
-			ID: "bare", Tenant: "acme", BodyRef: "blob-1", CreatedAt: noon, Status: store.JobQueued,
+			ID: "bare", Tenant: "acme", Body: []byte("{}"), CreatedAt: noon, Status: store.JobQueued,
 			Candidates: []inference.Candidate{{}},
 		}
 		createJobs(t, s, bare)
 		require.Equal(t, bare, job(t, s, "bare"))
 
 		_, err := s.FinishJobs(t.Context(), []store.JobEnd{{
-			Status: store.JobFailed, FinishedAt: noon, ResponseRef: "blob-2",
+			Status: store.JobFailed, FinishedAt: noon,
 			Record: inference.Record{JobID: "bare", Usage: inference.Usage{PromptTokens: 9}},
 		}})
 		require.NoError(t, err)
-		bare.Status, bare.FinishedAt, bare.ResponseRef = store.JobFailed, noon, "blob-2"
+		bare.Status, bare.FinishedAt = store.JobFailed, noon
 		require.Equal(t, bare, job(t, s, "bare"), "counts that nobody knows are not stored")
 	},
 
@@ -169,11 +170,11 @@ var jobTests = map[string]func(*testing.T, Open){
 		require.Equal(t, "p\x00", j.Candidates[0].Provider, "the caller's job stays as it was")
 	},
 
-	"a body is stored byte by byte, as long as may be": func(t *testing.T, open Open) {
+	"bodies are stored byte by byte, however long they may be": func(t *testing.T, open Open) {
 		s := migrated(t, open)
 		j, end := newJob("long"), newEnd("long")
 		j.Body = bytes.Repeat([]byte{0, 0xff, '\'', '\\'}, store.MaxInlineBytes/4)
-		end.Response = bytes.Repeat([]byte{'\\', 0xfe, 0, 'x'}, store.MaxInlineBytes/4)
+		end.Response = bytes.Repeat([]byte{'\\', 0xfe, 0, 'x'}, 2<<20)
 		createJobs(t, s, j)
 		_, err := s.FinishJobs(t.Context(), []store.JobEnd{end})
 		require.NoError(t, err)
@@ -192,13 +193,17 @@ var jobTests = map[string]func(*testing.T, Open){
 			"tenant not text":    func(j *store.Job) { j.Tenant = "\xff" },
 			"no time":            func(j *store.Job) { j.CreatedAt = time.Time{} },
 			"no body":            func(j *store.Job) { j.Body = nil },
-			"two bodies":         func(j *store.Job) { j.BodyRef = "blob" },
 			"body too long":      func(j *store.Job) { j.Body = make([]byte, store.MaxInlineBytes+1) },
-			"blob not text":      func(j *store.Job) { j.Body, j.BodyRef = nil, "a\x00" },
 			"no candidates":      func(j *store.Job) { j.Candidates = nil },
 			"many candidates":    func(j *store.Job) { j.Candidates = make([]inference.Candidate, store.MaxCandidates+1) },
 			"webhook no JSON":    func(j *store.Job) { j.Webhook = []byte("{") },
-			"webhook too long":   func(j *store.Job) { j.Webhook = []byte(`"` + strings.Repeat("x", store.MaxWebhookBytes) + `"`) },
+			"webhook no object":  func(j *store.Job) { j.Webhook = []byte(`"https://example.com"`) },
+			"webhook no address": func(j *store.Job) { j.Webhook = []byte(`{"url":"ftp://example.com"}`) },
+			"webhook no event":   func(j *store.Job) { j.Webhook = []byte(`{"url":"https://example.com","events":["x"]}`) },
+			"webhook too long":   func(j *store.Job) { j.Webhook = append(j.Webhook, bytes.Repeat([]byte(" "), store.MaxWebhookBytes)...) },
+			"a line":             func(j *store.Job) { j.BatchID, j.Line = "batch_1", 1 },
+			"a line of nothing":  func(j *store.Job) { j.Line = 1 },
+			"no line of a batch": func(j *store.Job) { j.BatchID = "batch_1" },
 			"too much metadata":  func(j *store.Job) { j.Metadata = manyTexts(store.MaxMetadata + 1) },
 			"webhook is nothing": func(j *store.Job) { j.Webhook = []byte{} },
 		} {
@@ -234,17 +239,6 @@ var jobTests = map[string]func(*testing.T, Open){
 		require.Equal(t, newJob("job-1"), job(t, s, "job-1"))
 		_, ids := usage(t, s, store.UsageFilter{})
 		require.Empty(t, ids)
-	},
-
-	"a worker learns where a job stands": func(t *testing.T, open Open) {
-		s := migrated(t, open)
-		createJobs(t, s, newJob("job-1"))
-		status, epoch, err := s.JobStatus(t.Context(), "job-1")
-		require.NoError(t, err)
-		require.Equal(t, store.JobQueued, status)
-		require.Equal(t, 3, epoch)
-		_, _, err = s.JobStatus(t.Context(), "job-2\x00")
-		require.ErrorIs(t, err, store.ErrNotFound)
 	},
 
 	"a filter selects jobs": jobFilters,

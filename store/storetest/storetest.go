@@ -45,10 +45,20 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 	t.Run("dispatch", func(t *testing.T) {
 		t.Parallel()
 		runAll(t, newDatabase, dispatchTests)
+		runAll(t, newDatabase, markTests)
 	})
 	t.Run("ends", func(t *testing.T) {
 		t.Parallel()
 		runAll(t, newDatabase, endTests)
+		runAll(t, newDatabase, lineTests)
+		runAll(t, newDatabase, jobNewsTests)
+	})
+	t.Run("batches", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, batchTests)
+		runAll(t, newDatabase, batchLineTests)
+		runAll(t, newDatabase, batchEndTests)
+		runAll(t, newDatabase, batchRaceTests)
 	})
 	t.Run("idempotency", func(t *testing.T) {
 		t.Parallel()

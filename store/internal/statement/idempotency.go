@@ -16,12 +16,12 @@ const (
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (tenant, key) DO NOTHING`
 	TakeOverIdempotent = `UPDATE idempotency_keys SET key_id = $3, hash = $4, owner = $5, job_id = $6,
 		leased_until = $7, expires_at = $8, done = false,
-		answer_status = 0, answer_header = NULL, answer_ref = '', answer_job = '', answer = NULL
+		answer_status = 0, answer_header = NULL, answer_job = '', answer = NULL
 		WHERE tenant = $1 AND key = $2`
 
 	// HeldIdempotent reads what a HeldRow takes. A database that locks rows adds how.
 	HeldIdempotent = `SELECT hash, owner, job_id, leased_until, expires_at, done,
-		answer_status, answer_header, answer_ref, answer_job, answer
+		answer_status, answer_header, answer_job, answer
 		FROM idempotency_keys WHERE tenant = $1 AND key = $2`
 
 	RenewIdempotent = `UPDATE idempotency_keys SET leased_until = $4
@@ -29,7 +29,7 @@ const (
 
 	// FinishIdempotent takes the values of AnswerArgs.
 	FinishIdempotent = `UPDATE idempotency_keys SET done = true, answer_status = $4, answer_header = $5,
-		answer_ref = $6, answer_job = $7, answer = $8
+		answer_job = $6, answer = $7
 		WHERE tenant = $1 AND key = $2 AND owner = $3 AND NOT done`
 
 	DropIdempotent = `DELETE FROM idempotency_keys
@@ -62,7 +62,7 @@ func AnswerArgs(tenant, key, owner string, a store.IdempotentAnswer) ([]any, err
 	if header != nil && len(*header) > store.MaxAnswerHeaderBytes {
 		return nil, fmt.Errorf("header of more than %d bytes: %w", store.MaxAnswerHeaderBytes, store.ErrInvalid)
 	}
-	return HeldArgs(tenant, key, owner, int64(a.Status), header, a.BodyRef, a.JobID, nullBytes(a.Body)), nil
+	return HeldArgs(tenant, key, owner, int64(a.Status), header, a.JobID, nullBytes(a.Body)), nil
 }
 
 // HeldArgs returns the values that name a key which is its owner's, and further ones. What
@@ -85,7 +85,7 @@ func (r *HeldRow[T]) Targets() []any {
 	h := &r.held
 	return []any{
 		&r.hash, &h.Owner, &h.JobID, &r.leased, &r.expires, &h.Done,
-		&h.Answer.Status, &r.header, &h.Answer.BodyRef, &h.Answer.JobID, &h.Answer.Body,
+		&h.Answer.Status, &r.header, &h.Answer.JobID, &h.Answer.Body,
 	}
 }
 

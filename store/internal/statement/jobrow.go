@@ -21,7 +21,7 @@ func InsertJobArgs(j store.Job, stamp func(time.Time) any) ([]any, error) {
 		return nil, fmt.Errorf("encode metadata: %w", err)
 	}
 	return []any{
-		j.ID, j.RequestID, j.Tenant, j.KeyID, j.KeyName, string(j.Kind), j.Model, string(j.Lane), j.BodyRef,
+		j.ID, j.RequestID, j.Tenant, j.KeyID, j.KeyName, string(j.Kind), j.Model, string(j.Lane), j.BatchID, int64(j.Line), j.CustomID,
 		candidates, j.TraceParent, metadata, nullBytes(j.Webhook), stamp(j.CreatedAt), stamp(j.Deadline),
 		string(j.Status), int64(j.Epoch), stamp(j.LeasedUntil), nullBytes(j.Body),
 	}, nil
@@ -42,7 +42,7 @@ func EndJobArgs(e store.JobEnd, stamp func(time.Time) any) ([]any, error) {
 	}
 	return []any{
 		r.JobID, string(e.Status), stamp(e.StartedAt), stamp(e.FinishedAt), stamp(e.ExpiresAt),
-		int64(r.Status), e.ResponseRef, nullBytes(e.Response), int64(r.Attempts), tries,
+		int64(r.Status), nullBytes(e.Response), int64(r.Attempts), tries,
 		tokens(r.Usage.PromptTokens), tokens(r.Usage.CompletionTokens), tokens(r.Usage.CachedTokens),
 		tokens(r.Usage.ReasoningTokens), r.Usage.Estimated, r.Provider, r.ModelServed, string(r.ErrorCode),
 	}, nil
@@ -59,21 +59,21 @@ func nullBytes(b []byte) []byte {
 // JobRow is one row of jobs on its way into a store.Job. T is how the database's driver
 // reads a time that may be NULL.
 type JobRow[T any] struct {
-	job                                                               store.Job
-	seq                                                               int64
-	created, deadline, dispatched, leased, started, finished, expires T
-	prompt, completion, cached, reasoning                             *int64
-	candidates                                                        string
-	metadata, tries                                                   *string
+	job                                                                          store.Job
+	seq                                                                          int64
+	created, deadline, notBefore, dispatched, leased, started, finished, expires T
+	prompt, completion, cached, reasoning                                        *int64
+	candidates                                                                   string
+	metadata, tries                                                              *string
 }
 
 // Targets returns where the values of JobColumns go, or those of WholeJobColumns.
 func (r *JobRow[T]) Targets(whole bool) []any {
 	j := &r.job
 	targets := []any{
-		&j.ID, &j.RequestID, &j.Tenant, &j.KeyID, &j.KeyName, &j.Kind, &j.Model, &j.Lane, &j.BodyRef, &r.candidates,
-		&j.TraceParent, &r.metadata, &j.Webhook, &r.created, &r.deadline, &j.Status, &j.Epoch, &r.dispatched,
-		&j.Provider, &r.seq, &r.leased, &r.started, &r.finished, &r.expires, &j.ResponseStatus, &j.ResponseRef,
+		&j.ID, &j.RequestID, &j.Tenant, &j.KeyID, &j.KeyName, &j.Kind, &j.Model, &j.Lane, &j.BatchID, &j.Line,
+		&j.CustomID, &r.candidates, &j.TraceParent, &r.metadata, &j.Webhook, &r.created, &r.deadline, &j.Status, &j.Epoch,
+		&r.notBefore, &r.dispatched, &j.Provider, &r.seq, &r.leased, &r.started, &r.finished, &r.expires, &j.ResponseStatus,
 		&j.Attempts, &r.tries, &r.prompt, &r.completion, &r.cached, &r.reasoning, &j.Usage.Estimated,
 		&j.ProviderServed, &j.ModelServed, &j.ErrorCode,
 	}
@@ -88,7 +88,7 @@ func (r *JobRow[T]) Job(read func(T) time.Time) (store.Job, error) {
 	j := r.job
 	j.Seq = uint64(r.seq)
 	j.CreatedAt, j.Deadline, j.DispatchedAt = read(r.created), read(r.deadline), read(r.dispatched)
-	j.LeasedUntil, j.StartedAt = read(r.leased), read(r.started)
+	j.NotBefore, j.LeasedUntil, j.StartedAt = read(r.notBefore), read(r.leased), read(r.started)
 	j.FinishedAt, j.ExpiresAt = read(r.finished), read(r.expires)
 	j.Usage.Known = r.prompt != nil
 	j.Usage.PromptTokens, j.Usage.CompletionTokens = zeroNull(r.prompt), zeroNull(r.completion)
