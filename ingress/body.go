@@ -97,6 +97,9 @@ func (b *incoming) linger(w http.ResponseWriter) {
 // body's memory is counted in mem, which the caller releases. The request's deadline
 // holds for its body, too.
 func (s *Ingress) readBody(w http.ResponseWriter, r *http.Request, mem *share, deadline time.Time) (body []byte, err error) {
+	if held, ok := r.Body.(*heldBody); ok {
+		return held.give(mem), nil
+	}
 	if r.ContentLength > s.opt.MaxBodyBytes {
 		return nil, s.errTooLarge()
 	}

@@ -8,7 +8,6 @@ import (
 
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
-	"sluice/internal/queue"
 )
 
 // operation is what an endpoint asks of a provider: the kind of its jobs, and how its
@@ -104,7 +103,7 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 		return admission{}, err
 	}
 	job := &inference.Job{
-		ID: queue.NewJobID(s.opt.ID, now), RequestID: w.Header().Get(requestIDHeader), Kind: op.kind,
+		ID: s.jobID(r.Context(), now), RequestID: w.Header().Get(requestIDHeader), Kind: op.kind,
 		Lane: inference.LaneInteractive, Tenant: key.Tenant, KeyID: key.ID, Model: req.Model,
 		Stream: req.Stream, IncludeUsage: req.IncludeUsage, CreatedAt: now, Deadline: now.Add(timeout),
 		Candidates: candidates, TraceParent: traceParent(r), Body: body,

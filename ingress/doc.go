@@ -13,6 +13,9 @@
 //	stream.go   the streamed answer (sse.go frames it, feed.go holds what is not yet sent)
 //	resume.go   the same, for a client that comes back
 //
+// idempotency.go has requests with an idempotency key done once: idempotencykey.go knows
+// which are the same, idempotencycall.go does them, and idempotencytape.go records the answer.
+//
 // files.go serves files: fileupload.go takes them in, filecontent.go gives them out, and
 // filesweep.go removes what nobody needs.
 //

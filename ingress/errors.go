@@ -44,6 +44,8 @@ var faces = map[inference.ErrorCode]face{
 	inference.CodeRangeNotSatisfiable: {http.StatusRequestedRangeNotSatisfiable, typeInvalidRequest},
 	inference.CodeStorageFull:         {http.StatusInsufficientStorage, typeServer},
 	inference.CodeStorageUnavailable:  {http.StatusServiceUnavailable, typeServer},
+	inference.CodeIdempotencyReused:   {http.StatusUnprocessableEntity, typeInvalidRequest},
+	inference.CodeNoIdempotency:       {http.StatusServiceUnavailable, typeServer},
 	inference.CodeQueueFull:           {http.StatusTooManyRequests, typeRateLimit},
 	inference.CodeQueueUnavailable:    {http.StatusServiceUnavailable, typeServer},
 	inference.CodeAuthUnavailable:     {http.StatusServiceUnavailable, typeServer},

@@ -64,8 +64,8 @@ func (s *Ingress) fileRoutes(r *mux.Router) {
 	if s.opt.Files.Rows == nil {
 		return
 	}
-	r.HandleFunc("/v1/files", s.uploadFile).Methods(http.MethodPost)
-	r.HandleFunc("/v1/files", s.listFiles).Methods(http.MethodGet)
+	r.HandleFunc(filesPath, s.uploadFile).Methods(http.MethodPost)
+	r.HandleFunc(filesPath, s.listFiles).Methods(http.MethodGet)
 	r.HandleFunc("/v1/files/{id}", s.retrieveFile).Methods(http.MethodGet)
 	r.HandleFunc("/v1/files/{id}", s.deleteFile).Methods(http.MethodDelete)
 	r.HandleFunc("/v1/files/{id}/content", s.downloadFile).Methods(http.MethodGet)
@@ -83,12 +83,12 @@ func occupy(slots chan struct{}) (release func(), err error) {
 
 // uploadFile serves POST /v1/files.
 func (s *Ingress) uploadFile(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	q, err := s.keyedRequest(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
 	}
-	file, err := s.files.receive(w, r, key.Tenant)
+	file, u, err := s.files.receive(w, r, q.caller.Tenant)
 	if err != nil {
 		if inference.AsError(err).Code == inference.CodeStorageFull {
 			w.Header().Set("X-Should-Retry", "false") // OpenAI's clients would send all of it again at once
@@ -96,7 +96,26 @@ func (s *Ingress) uploadFile(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err, nil)
 		return
 	}
-	s.writeJSON(w, r, fileObject(file))
+	kept := false
+	defer func() {
+		if !kept {
+			s.files.drop(r.Context(), file.ID)
+		}
+	}()
+	keep := func(w http.ResponseWriter, r *http.Request) {
+		if err := s.files.keep(r.Context(), file); err != nil {
+			s.fail(w, r, err, nil)
+			return
+		}
+		kept = true
+		s.writeJSON(w, r, fileObject(file))
+	}
+	if q.name == "" {
+		keep(w, r)
+		return
+	}
+	q.hash = sameness(r, u.said()...)
+	s.once(w, r, q, keep)
 }
 
 // retrieveFile serves GET /v1/files/{id}.

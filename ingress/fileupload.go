@@ -28,20 +28,20 @@ const (
 	fieldBytes = 1 << 10  // one other field
 )
 
-// receive takes a file in: its content goes on to the object store as it comes, its row
-// is written when all of it is there. Nothing stays behind of one that fails.
-func (f *files) receive(w http.ResponseWriter, r *http.Request, tenant string) (store.File, error) {
+// receive takes a file in: its content goes on to the object store as it comes. Nothing
+// stays behind of one that fails. The caller is to write the row, or to drop the content.
+func (f *files) receive(w http.ResponseWriter, r *http.Request, tenant string) (store.File, *upload, error) {
 	release, err := occupy(f.uploads)
 	if err != nil {
-		return store.File{}, err
+		return store.File{}, nil, err
 	}
 	defer release()
 	if r.ContentLength > f.opt.MaxBytes+formRoom {
-		return store.File{}, errFileTooLarge(f.opt.MaxBytes)
+		return store.File{}, nil, errFileTooLarge(f.opt.MaxBytes)
 	}
 	boundary, err := formBoundary(r)
 	if err != nil {
-		return store.File{}, err
+		return store.File{}, nil, err
 	}
 	body := &uploadBody{from: r.Body, ctrl: http.NewResponseController(w), stall: f.opt.Stall, left: f.opt.Stall}
 	u := &upload{files: f, id: store.NewFileID(), body: body, announced: r.ContentLength, given: make(map[string]bool)}
@@ -50,13 +50,16 @@ func (f *files) receive(w http.ResponseWriter, r *http.Request, tenant string) (
 	if err == nil {
 		file, err = u.file(tenant, time.Now())
 	}
-	if err == nil {
-		err = f.keep(r.Context(), file)
-	}
 	if err != nil && u.stored {
 		f.drop(r.Context(), u.id)
 	}
-	return file, err
+	return file, u, err
+}
+
+// said returns what makes an upload the same as another: not the boundary of its form,
+// which clients choose anew for each attempt.
+func (u *upload) said() [][]byte {
+	return [][]byte{u.content.Digest[:], []byte(u.filename), []byte(u.purpose), []byte(u.anchor), []byte(u.seconds)}
 }
 
 func formBoundary(r *http.Request) (string, error) {

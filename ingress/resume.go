@@ -38,24 +38,29 @@ func (s *Ingress) resume(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, errNoEvents(), nil)
 		return
 	}
+	if err := s.follow(w, r, jobID, key.Tenant, from); err != nil {
+		s.fail(w, r, err, nil)
+	}
+}
+
+// follow sends the events of a job, if there are any; an error says why nothing was sent.
+func (s *Ingress) follow(w http.ResponseWriter, r *http.Request, jobID, tenant string, from eventID) error {
 	defer s.tails.Add(-1)
 	if s.tails.Add(1) > int64(s.opt.MaxInFlight) {
-		s.fail(w, r, errBusy(), nil)
-		return
+		return errBusy()
 	}
 	if !s.conn.Connected() {
-		s.fail(w, r, errQueueGone(nil), nil)
-		return
+		return errQueueGone(nil)
 	}
-	t, err := s.openTail(r.Context(), jobID, key.Tenant, from)
+	t, err := s.openTail(r.Context(), jobID, tenant, from)
 	if err != nil {
-		s.fail(w, r, err, nil)
-		return
+		return err
 	}
 	defer t.listener.Close()
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 	s.tail(w, r, t)
+	return nil
 }
 
 // resumeFrom reads Last-Event-ID. Without one the answer is sent from its beginning.

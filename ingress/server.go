@@ -35,6 +35,8 @@ type Options struct {
 	Policy     routing.Policy
 	Webhooks   WebhookOptions
 
+	Idempotency IdempotencyOptions
+
 	Timeout      time.Duration // a request's deadline, and the most that a client may ask for
 	Keepalive    time.Duration
 	MaxBodyBytes int64
@@ -59,11 +61,13 @@ type Ingress struct {
 	ledger  *ledger
 	files   *files
 	hooks   *hooks
-	answers *semaphore.Weighted       // bytes of large answers in memory
-	tails   atomic.Int64              // clients that read events of a job from its keep
-	load    func(provider string) int // jobs of this ingress that the provider has
-	metrics *Metrics
-	log     *slog.Logger
+
+	idempotency *idempotency
+	answers     *semaphore.Weighted       // bytes of large answers in memory
+	tails       atomic.Int64              // clients that read events of a job from its keep
+	load        func(provider string) int // jobs of this ingress that the provider has
+	metrics     *Metrics
+	log         *slog.Logger
 
 	draining atomic.Bool
 }
@@ -94,6 +98,7 @@ func New(o Options) *Ingress {
 	}
 	s.flights.ledger, s.flights.workers, s.load = s.ledger, s.workers, s.flights.load
 	s.hooks = newHooks(o.Webhooks, o.Metrics, s.log)
+	s.idempotency = newIdempotency(o.Idempotency, o.MaxInFlight, o.BodyMemory, o.Metrics, s.log)
 	o.Metrics.watch(s)
 	return s
 }
@@ -135,7 +140,9 @@ func (s *Ingress) Start() (stop func(), err error) {
 	}
 	loops.Go(func() { s.hooks.run(ctx) })
 	loops.Go(func() { s.hooks.prune(ctx) })
+	loops.Go(func() { s.idempotency.purge(ctx) })
 	return func() {
+		s.idempotency.stop()
 		s.settleRest()
 		cancel()
 		loops.Wait()
@@ -200,12 +207,19 @@ func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) 
 	return nil
 }
 
+// Paths that are named in more than one place.
+const (
+	chatPath  = "/v1/chat/completions"
+	filesPath = "/v1/files"
+)
+
 // Handler returns the HTTP handler of the public API.
 func (s *Ingress) Handler() http.Handler {
 	r := mux.NewRouter().SkipClean(true) // a path that is not clean is a wrong one: no redirect would keep the body
-	r.HandleFunc("/v1/chat/completions", s.chat).Methods(http.MethodPost)
+	r.Use(s.keyed)
+	r.HandleFunc(chatPath, s.chat).Methods(http.MethodPost)
 	r.HandleFunc("/v1/embeddings", s.embeddings).Methods(http.MethodPost)
-	r.HandleFunc("/v1/chat/completions/{id}/events", s.resume).Methods(http.MethodGet)
+	r.HandleFunc(chatPath+"/{id}/events", s.resume).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models", s.models).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models/{id:.+}", s.model).Methods(http.MethodGet)
 	s.fileRoutes(r)

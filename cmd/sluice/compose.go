@@ -107,7 +107,8 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 			Rows: db, MaxBytes: int64(cfg.Files.MaxBytes), MaxBatchBytes: int64(cfg.Files.MaxBatchBytes),
 			ExpireAfter: cfg.Files.ExpireAfter, MaxTransfers: cfg.Files.MaxTransfers,
 		},
-		Metrics: m, MetricsHandler: observability.MetricsHandler(reg), Logger: log,
+		Idempotency: ingress.IdempotencyOptions{Keys: db, Keep: cfg.Idempotency.Keep},
+		Metrics:     m, MetricsHandler: observability.MetricsHandler(reg), Logger: log,
 	})
 	var stop func()
 	lc.Append(fx.StartStopHook(

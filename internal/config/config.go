@@ -29,6 +29,8 @@ type Config struct {
 	Cache Cache `yaml:"cache"`
 	// Logs, metrics and health.
 	Observability Observability `yaml:"observability"`
+	// What is remembered of requests with an Idempotency-Key.
+	Idempotency Idempotency `yaml:"idempotency" side:"ingress"`
 	// What tenants' own servers are told of.
 	Webhooks Webhooks `yaml:"webhooks" side:"ingress"`
 	// What an operator may ask of a running ingress.
@@ -299,6 +301,12 @@ type Observability struct {
 	LogFormat string `yaml:"log_format" default:"json" oneof:"json,text"`
 	// Where a worker listens for health and metrics, as host:port. Empty: nowhere.
 	Address string `yaml:"address"`
+}
+
+// Idempotency configures requests that are done once, however often they are sent.
+type Idempotency struct {
+	// How long a key is remembered with its answer.
+	Keep time.Duration `yaml:"keep" default:"24h" min:"1m" max:"720h"`
 }
 
 // Webhooks configures the events that are sent to tenants' own servers.

@@ -156,6 +156,7 @@ func TestFullExampleHasEverySettingAtItsDefault(t *testing.T) {
 	require.Equal(t, d.Files, c.Files)
 	require.Equal(t, d.Observability, c.Observability)
 	require.Equal(t, d.Admin, c.Admin)
+	require.Equal(t, d.Idempotency, c.Idempotency)
 	require.Equal(t, d.Webhooks, c.Webhooks)
 	require.Equal(t, NewProvider(TypeSim).Sim, c.Providers["sim"].Sim)
 	openai := NewProvider(TypeOpenAI)

@@ -23,6 +23,8 @@ const (
 	CodeRangeNotSatisfiable ErrorCode = "range_not_satisfiable"
 	CodeStorageFull         ErrorCode = "storage_full"        // no space for one more file
 	CodeStorageUnavailable  ErrorCode = "storage_unavailable" // files cannot be reached
+	CodeIdempotencyReused   ErrorCode = "idempotency_key_reused"
+	CodeNoIdempotency       ErrorCode = "idempotency_unavailable" // keys cannot be looked up
 	CodeQueueFull           ErrorCode = "queue_full"
 	CodeQueueUnavailable    ErrorCode = "queue_unavailable"
 	CodeAuthUnavailable     ErrorCode = "auth_unavailable"
