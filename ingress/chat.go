@@ -43,6 +43,10 @@ func (s *Ingress) infer(w http.ResponseWriter, r *http.Request, op operation) {
 		s.fail(w, r, err, nil)
 		return
 	}
+	if adm.later {
+		s.answerLater(w, r, adm)
+		return
+	}
 	h, job := w.Header(), adm.job
 	h.Set("X-Sluice-Provider", job.Candidate().Provider)
 	f, err := s.flights.open(r.Context(), adm)
@@ -65,6 +69,10 @@ type admission struct {
 	job    *inference.Job
 	window time.Duration // how long the job goes on without its client
 	memory *share        // of the job's body
+
+	later    bool              // the job is answered later
+	keyName  string            // of whose it is
+	metadata map[string]string // of the request
 }
 
 // admit checks who asks for what, and makes a job of it.
@@ -81,7 +89,8 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 	if err != nil {
 		return admission{}, err
 	}
-	if err := s.flights.ready(); err != nil {
+	later := s.stored != nil && preferencesOf(r.Header).async
+	if err := s.flights.ready(); err != nil && !later {
 		return admission{}, err
 	}
 	memory := &share{of: &s.flights.bodies}
@@ -98,6 +107,12 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 	if err != nil {
 		return admission{}, err
 	}
+	if later && req.Stream {
+		later = false // who streams wants to see it now; a server may ignore a preference
+		if err := s.flights.ready(); err != nil {
+			return admission{}, err
+		}
+	}
 	candidates, err := s.route(key, s.question(r, key, op.kind, &req))
 	if err != nil {
 		return admission{}, err
@@ -108,7 +123,7 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 		Stream: req.Stream, IncludeUsage: req.IncludeUsage, CreatedAt: now, Deadline: now.Add(timeout),
 		Candidates: candidates, TraceParent: traceParent(r), Body: body,
 	}
-	return admission{job: job, window: window, memory: memory}, nil
+	return admission{job: job, window: window, memory: memory, later: later, keyName: key.Name, metadata: req.Metadata}, nil
 }
 
 // durationHeader reads a duration such as "30s", or a number of seconds. A longer one
@@ -118,18 +133,27 @@ func durationHeader(r *http.Request, name string, fallback, most time.Duration) 
 	if v == "" {
 		return fallback, nil
 	}
-	d, err := time.ParseDuration(v)
-	if err != nil {
-		seconds, serr := strconv.ParseFloat(v, 64)
-		if serr != nil || !(seconds >= 0 && seconds <= 1e9) {
-			return 0, &inference.Error{Code: inference.CodeInvalidRequest, Param: name, Message: fmt.Sprintf("The header %s must be a duration such as 30s or 2m.", name)}
-		}
-		d = time.Duration(seconds * float64(time.Second))
+	d, ok := parseDuration(v)
+	if !ok {
+		return 0, &inference.Error{Code: inference.CodeInvalidRequest, Param: name, Message: fmt.Sprintf("The header %s must be a duration such as 30s or 2m.", name)}
 	}
 	if d < 0 || d == 0 && fallback > 0 && name == "X-Sluice-Timeout" {
 		return 0, &inference.Error{Code: inference.CodeInvalidRequest, Param: name, Message: fmt.Sprintf("The header %s must be positive.", name)}
 	}
 	return min(d, most), nil
+}
+
+// parseDuration reads a duration such as "30s", or a number of seconds.
+func parseDuration(text string) (time.Duration, bool) {
+	d, err := time.ParseDuration(text)
+	if err == nil {
+		return d, true
+	}
+	seconds, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(seconds >= 0 && seconds <= 1e9) {
+		return 0, false
+	}
+	return time.Duration(seconds * float64(time.Second)), true
 }
 
 // traceParentLen is the length of a W3C traceparent of version 00.

@@ -16,6 +16,10 @@
 // idempotency.go has requests with an idempotency key done once: idempotencykey.go knows
 // which are the same, idempotencycall.go does them, and idempotencytape.go records the answer.
 //
+// A request that is answered later goes another way: jobs.go and jobobject.go are its API,
+// jobwait.go waits for its end, and stored.go with dispatch.go, results.go and reconcile.go
+// takes care of all jobs that the database owns, lines of batches too.
+//
 // files.go serves files: fileupload.go takes them in, filecontent.go gives them out, and
 // filesweep.go removes what nobody needs.
 //

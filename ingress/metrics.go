@@ -91,6 +91,17 @@ func (m *Metrics) of(provider string) *providerSeries {
 
 // ended counts an accepted request that is over.
 func (m *Metrics) ended(r *inference.Record) {
+	m.spent(r)
+	s := m.of(r.Provider)
+	s.wait.Observe(r.Queue.Seconds())
+	s.total.Observe(r.Total.Seconds())
+	if r.FirstToken > 0 {
+		s.firstToken.Observe(r.FirstToken.Seconds())
+	}
+}
+
+// spent counts what a request took, whenever it was answered.
+func (m *Metrics) spent(r *inference.Record) {
 	s := m.of(r.Provider)
 	if r.Outcome == inference.OutcomeSucceeded {
 		s.succeeded.Inc()
@@ -102,11 +113,6 @@ func (m *Metrics) ended(r *inference.Record) {
 	s.completion.Add(float64(r.Usage.CompletionTokens))
 	s.cached.Add(float64(r.Usage.CachedTokens))
 	s.reasoning.Add(float64(r.Usage.ReasoningTokens))
-	s.wait.Observe(r.Queue.Seconds())
-	s.total.Observe(r.Total.Seconds())
-	if r.FirstToken > 0 {
-		s.firstToken.Observe(r.FirstToken.Seconds())
-	}
 }
 
 func (m *Metrics) answered(provider string, own time.Duration) {

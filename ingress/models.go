@@ -86,6 +86,10 @@ func isGlob(model string) bool {
 }
 
 func (s *Ingress) writeJSON(w http.ResponseWriter, r *http.Request, v any) {
+	s.writeJSONStatus(w, r, http.StatusOK, v)
+}
+
+func (s *Ingress) writeJSONStatus(w http.ResponseWriter, r *http.Request, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		s.fail(w, r, fmt.Errorf("encode answer: %w", err), nil)
@@ -93,5 +97,6 @@ func (s *Ingress) writeJSON(w http.ResponseWriter, r *http.Request, v any) {
 	}
 	w.Header()["Content-Type"] = jsonType
 	limitWrite(w)
+	w.WriteHeader(status)
 	_, _ = w.Write(body) // the client may be gone; nothing else is to be done
 }

@@ -34,6 +34,7 @@ type Options struct {
 	Providers  map[string]ProviderInfo
 	Policy     routing.Policy
 	Webhooks   WebhookOptions
+	Jobs       JobOptions
 
 	Idempotency IdempotencyOptions
 
@@ -45,6 +46,7 @@ type Options struct {
 	MaxInFlight  int
 	BodyMemory   int64 // bytes of request bodies held at once, and of large answers as much again
 	Files        FileOptions
+	Batches      BatchOptions
 
 	Metrics        *Metrics
 	MetricsHandler http.Handler
@@ -61,6 +63,8 @@ type Ingress struct {
 	ledger  *ledger
 	files   *files
 	hooks   *hooks
+	batches *batches // nil: there are none
+	stored  *stored  // nil: nothing is answered later
 
 	idempotency *idempotency
 	answers     *semaphore.Weighted       // bytes of large answers in memory
@@ -99,6 +103,8 @@ func New(o Options) *Ingress {
 	s.flights.ledger, s.flights.workers, s.load = s.ledger, s.workers, s.flights.load
 	s.hooks = newHooks(o.Webhooks, o.Metrics, s.log)
 	s.idempotency = newIdempotency(o.Idempotency, o.MaxInFlight, o.BodyMemory, o.Metrics, s.log)
+	s.stored = newStored(s)
+	s.batches = newBatches(s)
 	o.Metrics.watch(s)
 	return s
 }
@@ -120,12 +126,22 @@ func (s *Ingress) Start() (stop func(), err error) {
 		s.flights.needStreams()
 	})
 	ctx, cancel := context.WithCancel(context.Background())
+	var loops sync.WaitGroup
+	unhear := func() {}
+	if s.stored != nil {
+		if unhear, err = s.stored.start(ctx, &loops); err != nil {
+			cancel()
+			loops.Wait()
+			watch.Close()
+			dispatch.Close()
+			return nil, fmt.Errorf("start ingress: %w", err)
+		}
+	}
 	if s.conn.Connected() {
 		if err := s.flights.ensureStreams(ctx); err != nil {
 			s.log.Warn("queue is not ready", "error", err) // keepStreams goes on trying
 		}
 	}
-	var loops sync.WaitGroup
 	loops.Go(func() { s.flights.keepStreams(ctx) })
 	loops.Go(func() { s.flights.sweep(ctx) })
 	loops.Go(func() { s.keys.run(ctx) })
@@ -138,6 +154,9 @@ func (s *Ingress) Start() (stop func(), err error) {
 		}
 		loops.Go(func() { s.files.run(ctx) })
 	}
+	if s.batches != nil {
+		loops.Go(func() { s.batches.engine.Run(ctx) })
+	}
 	loops.Go(func() { s.hooks.run(ctx) })
 	loops.Go(func() { s.hooks.prune(ctx) })
 	loops.Go(func() { s.idempotency.purge(ctx) })
@@ -146,6 +165,7 @@ func (s *Ingress) Start() (stop func(), err error) {
 		s.settleRest()
 		cancel()
 		loops.Wait()
+		unhear()
 		watch.Close()
 		dispatch.Close()
 		s.flights.side.Wait()
@@ -223,6 +243,8 @@ func (s *Ingress) Handler() http.Handler {
 	r.HandleFunc("/v1/models", s.models).Methods(http.MethodGet)
 	r.HandleFunc("/v1/models/{id:.+}", s.model).Methods(http.MethodGet)
 	s.fileRoutes(r)
+	s.jobRoutes(r)
+	s.batchRoutes(r)
 	r.HandleFunc("/livez", s.livez).Methods(http.MethodGet, http.MethodHead)
 	r.HandleFunc("/readyz", s.readyz).Methods(http.MethodGet, http.MethodHead)
 	r.Handle("/metrics", s.opt.MetricsHandler).Methods(http.MethodGet)

@@ -93,6 +93,7 @@ type Store interface {
 	Ledger
 	Files
 	Jobs
+	JobWatch
 	Batches
 	Idempotency
 	Webhooks

@@ -101,6 +101,7 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 	in := ingress.New(ingress.Options{
 		ID: queue.NewProcessID(), Conn: conn, Keys: db, StaticKeys: staticKeys(cfg), Append: db.AppendUsage, Ping: db.Ping,
 		Providers: providerInfos(cfg), Policy: routingPolicy(cfg), Webhooks: webhookOptions(cfg, db),
+		Jobs: jobOptions(cfg, db), Batches: batchOptions(cfg, db),
 		Timeout: cfg.Server.Timeout, Keepalive: cfg.Server.Keepalive, MaxBodyBytes: int64(cfg.Server.MaxBodyBytes),
 		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight, BodyMemory: int64(cfg.Server.BodyMemory),
 		Files: ingress.FileOptions{
@@ -123,6 +124,23 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 		},
 	))
 	return in, nil
+}
+
+func jobOptions(cfg *config.Config, db store.Store) ingress.JobOptions {
+	j := cfg.Jobs
+	return ingress.JobOptions{Store: db, Retention: j.Retention, Deadline: j.Deadline, MaxWait: j.MaxWait, MaxPerTenant: j.MaxPerTenant}
+}
+
+func batchOptions(cfg *config.Config, db store.Store) ingress.BatchOptions {
+	b := cfg.Batches
+	line := int64(b.MaxLineBytes)
+	if line == 0 {
+		line = int64(cfg.Server.MaxBodyBytes)
+	}
+	return ingress.BatchOptions{
+		Store: db, MaxLines: b.MaxLines, MaxLineBytes: int(min(line, store.MaxInlineBytes)), SingleModel: b.SingleModel,
+		Window: b.Window, Retention: b.Retention,
+	}
 }
 
 func providerInfos(cfg *config.Config) map[string]ingress.ProviderInfo {
@@ -200,7 +218,8 @@ func workerMembers(cfg *config.Config, names []string) ([]worker.Member, error) 
 			Name: name, Provider: adapter, Slots: slots, Concurrency: p.Concurrency, MaxQueued: maxQueued(cfg, p),
 			MaxRetries: p.MaxRetries, MaxBody: int64(cfg.Server.MaxBodyBytes),
 			MinConcurrency: p.MinConcurrency, MaxSlowdown: p.MaxSlowdown, RetryBudget: p.RetryBudget, Patience: p.Patience,
-			Breaker: breakerSettings(p.Breaker),
+			Breaker:         breakerSettings(p.Breaker),
+			BackgroundShare: cfg.Queue.Lanes.BackgroundMinShare, BatchShare: cfg.Queue.Lanes.BatchMinShare,
 		})
 	}
 	return members, nil

@@ -31,6 +31,10 @@ type Config struct {
 	Observability Observability `yaml:"observability"`
 	// What is remembered of requests with an Idempotency-Key.
 	Idempotency Idempotency `yaml:"idempotency" side:"ingress"`
+	// Requests that are answered later (Prefer: respond-async).
+	Jobs Jobs `yaml:"jobs" side:"ingress"`
+	// Batches of requests.
+	Batches Batches `yaml:"batches" side:"ingress"`
 	// What tenants' own servers are told of.
 	Webhooks Webhooks `yaml:"webhooks" side:"ingress"`
 	// What an operator may ask of a running ingress.
@@ -87,6 +91,17 @@ type Queue struct {
 	EventsMaxAge time.Duration `yaml:"events_max_age" default:"15m" min:"1s" max:"24h"`
 	// Space in the object store for bodies too large for a NATS message.
 	BodiesMaxBytes Size `yaml:"bodies_max_bytes" default:"4GiB" min:"1MiB" max:"1PiB"`
+	// How workers share their calls between what clients wait for and what can wait.
+	Lanes Lanes `yaml:"lanes" side:"worker"`
+}
+
+// Lanes configures the lanes of background jobs and batches, which come behind the
+// interactive one.
+type Lanes struct {
+	// Share of a worker's calls that background jobs get at least, from 0.01 to 0.5, while more urgent ones wait.
+	BackgroundMinShare float64 `yaml:"background_min_share" default:"0.1" min:"0.01" max:"0.5"`
+	// The same for lines of batches.
+	BatchMinShare float64 `yaml:"batch_min_share" default:"0.05" min:"0.01" max:"0.4"`
 }
 
 // TLS names the files of a TLS client.
@@ -117,6 +132,32 @@ type Files struct {
 	ExpireAfter time.Duration `yaml:"expire_after" default:"0s" min:"0s" max:"87600h"`
 	// Uploads that one ingress takes in at once, and downloads that it gives out. More are refused with 429.
 	MaxTransfers int `yaml:"max_transfers" default:"64" min:"1" max:"10000"`
+}
+
+// Jobs configures requests that are answered later.
+type Jobs struct {
+	// How long a job and its answer are kept after its end.
+	Retention time.Duration `yaml:"retention" default:"24h" min:"1m" max:"8760h"`
+	// When a job that was not done ends as expired, counted from its acceptance. A client may ask for less in x-sluice-timeout.
+	Deadline time.Duration `yaml:"deadline" default:"24h" min:"1s" max:"168h"`
+	// The most that a client may wait for a job's end in one request.
+	MaxWait time.Duration `yaml:"max_wait" default:"60s" min:"0s" max:"10m"`
+	// Unfinished jobs that one tenant may have. More are refused with 429.
+	MaxPerTenant int `yaml:"max_per_tenant" default:"100000" min:"1" max:"10000000"`
+}
+
+// Batches configures batches of requests.
+type Batches struct {
+	// Requests that one batch may have.
+	MaxLines int `yaml:"max_lines" default:"50000" min:"1" max:"1000000"`
+	// Whether all requests of a batch must name the same model.
+	SingleModel bool `yaml:"single_model" default:"false"`
+	// Requests of one batch that are in the queue at once.
+	Window int `yaml:"window" default:"1000" min:"1" max:"10000"`
+	// How long a batch and its requests are kept after its end. Its files have their own time.
+	Retention time.Duration `yaml:"retention" default:"720h" min:"1m" max:"8760h"`
+	// Largest request of a batch. 0: as server.max_body_bytes says, and at most 64MiB.
+	MaxLineBytes Size `yaml:"max_line_bytes" default:"0" min:"0" max:"1GiB"`
 }
 
 // Auth configures who may call.

@@ -48,7 +48,10 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, Queue{
 		Replicas: 1, Storage: "memory", MaxQueued: 1000, AckWait: 5 * time.Second,
 		EventsMaxBytes: 268435456, EventsMaxAge: 15 * time.Minute, BodiesMaxBytes: 4294967296,
+		Lanes: Lanes{BackgroundMinShare: 0.1, BatchMinShare: 0.05},
 	}, c.Queue)
+	require.Equal(t, Jobs{Retention: 24 * time.Hour, Deadline: 24 * time.Hour, MaxWait: time.Minute, MaxPerTenant: 100_000}, c.Jobs)
+	require.Equal(t, Batches{MaxLines: 50_000, Window: 1000, Retention: 720 * time.Hour}, c.Batches)
 	require.Equal(t, "./data", c.DataDir)
 	require.Equal(t, Observability{LogLevel: "info", LogFormat: "json"}, c.Observability)
 	require.Equal(t, Provider{
@@ -158,6 +161,8 @@ func TestFullExampleHasEverySettingAtItsDefault(t *testing.T) {
 	require.Equal(t, d.Admin, c.Admin)
 	require.Equal(t, d.Idempotency, c.Idempotency)
 	require.Equal(t, d.Webhooks, c.Webhooks)
+	require.Equal(t, d.Jobs, c.Jobs)
+	require.Equal(t, d.Batches, c.Batches)
 	require.Equal(t, NewProvider(TypeSim).Sim, c.Providers["sim"].Sim)
 	openai := NewProvider(TypeOpenAI)
 	openai.BaseURL, openai.APIKey, openai.Models = c.Providers["openai"].BaseURL, c.Providers["openai"].APIKey, c.Providers["openai"].Models

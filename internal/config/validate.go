@@ -30,6 +30,7 @@ func validate(c *Config, opts Options, root *node, f *faults) {
 	v.queue()
 	v.store()
 	v.files()
+	v.batches()
 	v.auth()
 	v.providers()
 	v.routing()
@@ -118,6 +119,13 @@ func (v *validator) files() {
 	}
 	if f.StoreMaxBytes < f.MaxBytes {
 		v.wrong("must not be less than files.max_bytes: such a file could never be kept", "files", "store_max_bytes")
+	}
+}
+
+// batches checks that what a line may be can be taken in.
+func (v *validator) batches() {
+	if v.config.Batches.MaxLineBytes > min(v.config.Server.MaxBodyBytes, Size(store.MaxInlineBytes)) {
+		v.wrong("must not be more than server.max_body_bytes, nor than 64MiB", "batches", "max_line_bytes")
 	}
 }
 

@@ -53,6 +53,10 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 		runAll(t, newDatabase, lineTests)
 		runAll(t, newDatabase, jobNewsTests)
 	})
+	t.Run("watch", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, watchTests)
+	})
 	t.Run("batches", func(t *testing.T) {
 		t.Parallel()
 		runAll(t, newDatabase, batchTests)
