@@ -2,14 +2,12 @@ package ingress
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -52,24 +50,28 @@ func newBatches(s *Ingress) *batches {
 		return nil
 	}
 	publish := func(ctx context.Context, lines []store.Job) error {
-		s.stored.publish(ctx, lines)
+		if s.stored.publish(ctx, lines) == 0 {
+			return errors.New("no queue takes them at the moment")
+		}
 		return nil
 	}
-	return &batches{opt: o, engine: batchengine.New(batchengine.Options{
+	b := &batches{opt: o, engine: batchengine.New(batchengine.Options{
 		Owner: s.opt.ID, Store: o.Store, Files: s.opt.Files.Rows, Contents: s.conn, Routes: s.batchRouter,
-		Publish: publish, Recall: s.stored.cancel, Ended: s.hooks.nudge,
+		Ready: s.conn.Connected, Publish: publish, Recall: s.stored.cancel, Ended: s.hooks.nudge,
 		MaxLines: o.MaxLines, MaxLineBytes: o.MaxLineBytes, SingleModel: o.SingleModel, Window: o.Window,
 		Retention: o.Retention, OutputExpires: s.opt.Files.ExpireAfter, Logger: s.log,
 	})}
+	s.stored.lines = b.engine.Wake
+	return b
 }
 
 func (s *Ingress) batchRoutes(r *mux.Router) {
 	if s.batches == nil {
 		return
 	}
-	one := "/v1/batches/{id}"
-	r.HandleFunc("/v1/batches", s.createBatch).Methods(http.MethodPost)
-	r.HandleFunc("/v1/batches", s.listBatches).Methods(http.MethodGet)
+	one := batchesPath + "/{id}"
+	r.HandleFunc(batchesPath, s.createBatch).Methods(http.MethodPost)
+	r.HandleFunc(batchesPath, s.listBatches).Methods(http.MethodGet)
 	r.HandleFunc(one, s.retrieveBatch).Methods(http.MethodGet)
 	r.HandleFunc(one+"/cancel", s.cancelBatch).Methods(http.MethodPost)
 	r.HandleFunc(one+"/output", func(w http.ResponseWriter, r *http.Request) { s.batchLines(w, r, false) }).Methods(http.MethodGet)
@@ -80,15 +82,32 @@ func (s *Ingress) batchRoutes(r *mux.Router) {
 func (s *Ingress) createBatch(w http.ResponseWriter, r *http.Request) {
 	b, err := s.newBatch(w, r)
 	if err == nil {
-		err = batchError(s.batches.opt.Store.CreateBatch(r.Context(), b))
+		b, err = s.acceptBatch(r.Context(), b)
 	}
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
 	}
+	s.writeBatch(w, r, b)
+}
+
+// acceptBatch stores the batch, and returns it as it then stands. Its id is taken when a
+// call with the same idempotency key created it, and was lost before it could answer.
+func (s *Ingress) acceptBatch(ctx context.Context, b store.Batch) (store.Batch, error) {
+	err := s.batches.opt.Store.CreateBatch(ctx, b)
+	if errors.Is(err, store.ErrDuplicate) {
+		there, err := s.batches.opt.Store.Batch(ctx, b.Tenant, b.ID)
+		if errors.Is(err, store.ErrNotFound) {
+			return store.Batch{}, fmt.Errorf("store batch %s, which another tenant has: %w", b.ID, store.ErrDuplicate)
+		}
+		return there, batchError(err)
+	}
+	if err != nil {
+		return store.Batch{}, batchError(err)
+	}
 	s.batches.engine.Look()
 	b.Status = store.BatchValidating
-	s.writeBatch(w, r, b)
+	return b, nil
 }
 
 // newBatch makes a batch of a request for one.
@@ -120,7 +139,7 @@ func (s *Ingress) newBatch(w http.ResponseWriter, r *http.Request) (store.Batch,
 		kind = inference.KindEmbeddings
 	}
 	return store.Batch{
-		ID: "batch_" + strings.ToLower(rand.Text()[:24]), Tenant: key.Tenant, KeyID: key.ID, KeyName: key.Name,
+		ID: "batch_" + s.jobID(r.Context(), now)[2:], Tenant: key.Tenant, KeyID: key.ID, KeyName: key.Name,
 		Endpoint: req.Endpoint, Kind: kind, InputFile: file.ID, CompletionWindow: req.Window, Metadata: req.Metadata,
 		OutputExpires: req.OutputExpires, CreatedAt: now, ExpiresAt: now.Add(req.Window),
 	}, nil
@@ -164,8 +183,8 @@ func (s *Ingress) batchOf(r *http.Request) (store.Batch, error) {
 	return b, batchError(err)
 }
 
-// cancelBatch serves POST /v1/batches/{id}/cancel. A batch that is beyond cancelling is
-// shown as it is.
+// cancelBatch serves POST /v1/batches/{id}/cancel. It may be repeated. The database decides
+// whether the batch is beyond cancelling.
 func (s *Ingress) cancelBatch(w http.ResponseWriter, r *http.Request) {
 	key, err := s.keys.authenticate(r)
 	if err != nil {
@@ -175,6 +194,11 @@ func (s *Ingress) cancelBatch(w http.ResponseWriter, r *http.Request) {
 	b, err := s.batches.opt.Store.CancelBatch(r.Context(), key.Tenant, mux.Vars(r)["id"], time.Now())
 	if err != nil {
 		s.fail(w, r, batchError(err), nil)
+		return
+	}
+	if b.Status != store.BatchCancelling && b.Status != store.BatchCancelled {
+		w.Header().Set("X-Should-Retry", "false") // OpenAI's clients repeat a 409 by themselves
+		s.fail(w, r, inference.Errorf(inference.CodeConflict, "The batch is %s. Only one that is validating or in progress can be cancelled.", b.Status), nil)
 		return
 	}
 	s.batches.engine.Look()
@@ -248,7 +272,10 @@ func batchObject(b store.Batch) openaiapi.Batch {
 		CreatedAt: unixOrZero(b.CreatedAt), InProgressAt: unixOrZero(b.InProgressAt), ExpiresAt: unixOrZero(b.ExpiresAt),
 		FinalizingAt: unixOrZero(b.FinalizingAt), CompletedAt: unixOrZero(b.CompletedAt), FailedAt: unixOrZero(b.FailedAt),
 		ExpiredAt: unixOrZero(b.ExpiredAt), CancellingAt: unixOrZero(b.CancellingAt), CancelledAt: unixOrZero(b.CancelledAt),
-		Total: b.Total, Completed: b.Completed, Failed: b.Failed, Usage: b.Usage, Metadata: b.Metadata,
+		Usage: b.Usage, Metadata: b.Metadata,
+	}
+	if !b.InProgressAt.IsZero() { // before, it is not yet known how many lines it has
+		o.Total, o.Completed, o.Failed = b.Total, b.Completed, b.Failed
 	}
 	for _, f := range b.Faults {
 		o.Faults = append(o.Faults, openaiapi.BatchFault{Code: f.Code, Message: f.Message, Param: f.Param, Line: f.Line})

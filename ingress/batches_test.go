@@ -14,23 +14,19 @@ import (
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
 	"sluice/store"
-	"sluice/store/sqlite"
 )
 
 // batchRig is a rig with files and batches. Nobody takes lines from the queue: the test
 // itself says how they end.
 type batchRig struct {
 	*fileRig
-	db *sqlite.Store
+	db store.Store
 }
 
 func setupBatches(t *testing.T) *batchRig {
 	t.Helper()
-	db, err := sqlite.Open(t.Context(), t.TempDir()+"/sluice.db")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, db.Close()) })
-	require.NoError(t, db.Migrate(t.Context()))
-	r := setup(t, func(o *Options) {
+	db := openJobs(t)
+	r := setup(t, withJobs(db), func(o *Options) {
 		o.Files = FileOptions{Rows: db, MaxBytes: 2 << 20, MaxBatchBytes: 1 << 20, MaxTransfers: 4}
 		o.Batches = BatchOptions{Store: db, MaxLines: 100, MaxLineBytes: 64 << 10, Window: 50, Retention: time.Hour}
 	})
@@ -169,6 +165,8 @@ func TestABatch(t *testing.T) {
 	require.Equal(t, content, body)
 	_, body = r.get("/v1/files/" + *b.ErrorFile).whole()
 	require.Contains(t, body, `"purpose":"batch_output"`)
+	_, body = r.get("/v1/batches/" + b.ID + "/errors").whole()
+	require.Equal(t, []string{"bad"}, customIDs(t, body))
 }
 
 func customIDs(t *testing.T, jsonl string) (ids []string) {
@@ -249,6 +247,36 @@ func TestCancellingABatch(t *testing.T) {
 	require.Equal(t, 2, strings.Count(body, `"code":"batch_cancelled"`))
 	again, _ := r.read(r.post("/v1/batches/"+b.ID+"/cancel", ""))
 	require.Equal(t, "cancelled", again.Status)
+}
+
+func TestCancellingComesTooLate(t *testing.T) {
+	t.Parallel()
+	r := setupBatches(t)
+	owner, now := "another", time.Now()
+	for status, reach := range map[store.BatchStatus]func(id string) error{
+		store.BatchFailed:     func(id string) error { return r.db.FailBatch(t.Context(), owner, id, now, now.Add(time.Hour)) },
+		store.BatchFinalizing: func(string) error { return nil },
+		store.BatchCompleted: func(id string) error {
+			return r.db.CompleteBatch(t.Context(), owner, id, store.BatchEnd{Status: store.BatchCompleted, At: now})
+		},
+		store.BatchExpired: func(id string) error {
+			return r.db.CompleteBatch(t.Context(), owner, id, store.BatchEnd{Status: store.BatchExpired, At: now})
+		},
+	} {
+		id := "batch_" + string(status)
+		require.NoError(t, r.db.CreateBatch(t.Context(), store.Batch{
+			ID: id, Tenant: "team", CreatedAt: now, ExpiresAt: now.Add(time.Hour), Owner: owner, LeasedUntil: now.Add(time.Hour),
+		}))
+		if status != store.BatchFailed {
+			require.NoError(t, r.db.BeginBatch(t.Context(), owner, id, now))
+			require.NoError(t, r.db.FinalizeBatch(t.Context(), owner, id, now))
+		}
+		require.NoError(t, reach(id))
+		resp := r.post("/v1/batches/"+id+"/cancel", "").fails(409, inference.CodeConflict)
+		require.Equal(t, "false", resp.Header.Get("X-Should-Retry"))
+		b, _ := r.read(r.get("/v1/batches/" + id))
+		require.Equal(t, string(status), b.Status)
+	}
 }
 
 func TestListingBatches(t *testing.T) {

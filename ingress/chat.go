@@ -64,6 +64,12 @@ func (s *Ingress) infer(w http.ResponseWriter, r *http.Request, op operation) {
 	s.plainAnswer(w, r, f, arrived)
 }
 
+// answersLater reports whether the request is answered with a job: any that prefers it,
+// also one for a stream, if there is a database for jobs.
+func (s *Ingress) answersLater(r *http.Request) bool {
+	return s.stored != nil && preferencesOf(r.Header).async
+}
+
 // admission is a request that may go to the queue.
 type admission struct {
 	job    *inference.Job
@@ -89,7 +95,7 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 	if err != nil {
 		return admission{}, err
 	}
-	later := s.stored != nil && preferencesOf(r.Header).async
+	later := s.answersLater(r)
 	if err := s.flights.ready(); err != nil && !later {
 		return admission{}, err
 	}
@@ -107,11 +113,9 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 	if err != nil {
 		return admission{}, err
 	}
-	if later && req.Stream {
-		later = false // who streams wants to see it now; a server may ignore a preference
-		if err := s.flights.ready(); err != nil {
-			return admission{}, err
-		}
+	if later && req.Stream { // an answer that is kept is whole
+		body = openaiapi.Unstreamed(body)
+		req.Stream, req.IncludeUsage = false, false
 	}
 	candidates, err := s.route(key, s.question(r, key, op.kind, &req))
 	if err != nil {

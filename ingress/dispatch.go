@@ -21,8 +21,8 @@ type JobOutbox interface {
 // Rhythm and bounds of the dispatch.
 const (
 	dispatchEvery = time.Second
-	jobLease      = time.Minute // for whoever is about to publish a job
-	fruitless     = 10          // leases in one go that led to no message
+	jobLease      = 2 * time.Minute // for whoever is about to publish a job, which takes one at most
+	fruitless     = 10              // leases in one go that led to no message
 )
 
 // nudge has the dispatch look for jobs now.
@@ -81,6 +81,7 @@ func (d *stored) publish(ctx context.Context, jobs []store.Job) (sent int) {
 	}
 	var out []store.Dispatch
 	var refused, unsure []*inference.Job
+	var why error
 	for i, p := range d.conn.PublishStored(ctx, ready) {
 		job := ready[i]
 		provider := job.Candidate().Provider
@@ -91,9 +92,11 @@ func (d *stored) publish(ctx context.Context, jobs []store.Job) (sent int) {
 		case errors.Is(p.Err, queue.ErrFull), errors.Is(p.Err, queue.ErrNoQueue):
 			refused = append(refused, job)
 		default:
-			d.log.Warn("job may have no message; it will be published again", "job_id", job.ID, "provider", provider, "error", p.Err)
-			unsure = append(unsure, job)
+			unsure, why = append(unsure, job), p.Err
 		}
+	}
+	if why != nil && ctx.Err() == nil {
+		d.log.Warn("jobs may have no message; they will be published again", "jobs", len(unsure), "error", why)
 	}
 	for _, o := range out {
 		d.pauses.end(o.Provider)
@@ -129,7 +132,7 @@ func (d *stored) message(j *store.Job) *inference.Job {
 }
 
 func putBack(job *inference.Job, until time.Time) store.Requeue {
-	return store.Requeue{ID: job.ID, Epoch: job.Epoch, NotBefore: until, Attempts: job.Attempts, Tries: job.Tries}
+	return store.Requeue{ID: job.ID, Epoch: job.Epoch, NotBefore: until, Unsent: true, Attempts: job.Attempts, Tries: job.Tries}
 }
 
 // closedUntil returns until when nothing is published to the provider, or the zero time.
@@ -158,7 +161,7 @@ func (d *stored) noteSent(ctx context.Context, sent []store.Dispatch) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		useless, err := d.rows.MarkDispatched(ctx, sent, time.Now())
 		if err == nil {
-			d.cancelUseless(ctx, sent, useless)
+			d.removeUseless(ctx, sent, useless)
 			return
 		}
 		if ctx.Err() != nil || time.Now().Add(wait).After(limit) {
@@ -169,7 +172,7 @@ func (d *stored) noteSent(ctx context.Context, sent []store.Dispatch) {
 	}
 }
 
-func (d *stored) cancelUseless(ctx context.Context, sent []store.Dispatch, useless []string) {
+func (d *stored) removeUseless(ctx context.Context, sent []store.Dispatch, useless []string) {
 	if len(useless) == 0 {
 		return
 	}
@@ -183,12 +186,19 @@ func (d *stored) cancelUseless(ctx context.Context, sent []store.Dispatch, usele
 			jobs = append(jobs, store.Job{ID: s.ID, Provider: s.Provider, Seq: s.Seq})
 		}
 	}
-	d.cancel(ctx, jobs)
+	// Only these messages are of no use: a later one may stand for the job, and run.
+	d.takeBack(ctx, jobs, d.conn.RemoveStored)
 }
 
 // cancel tells the workers that nobody wants the jobs any more, and takes their messages
 // out of the queue. What it misses workers find out when they ask.
 func (d *stored) cancel(ctx context.Context, jobs []store.Job) {
+	d.takeBack(ctx, jobs, d.conn.CancelStored)
+}
+
+func (d *stored) takeBack(
+	ctx context.Context, jobs []store.Job, from func(ctx context.Context, provider string, jobs []queue.StoredPlace) error,
+) {
 	places := make(map[string][]queue.StoredPlace)
 	for _, j := range jobs {
 		if j.Provider != "" {
@@ -196,7 +206,7 @@ func (d *stored) cancel(ctx context.Context, jobs []store.Job) {
 		}
 	}
 	for provider, at := range places {
-		if err := d.conn.CancelStored(ctx, provider, at); err != nil {
+		if err := from(ctx, provider, at); err != nil {
 			d.log.Debug("messages of jobs not removed; workers will drop them", "provider", provider, "jobs", len(at), "error", err)
 		}
 	}

@@ -141,6 +141,7 @@ func TestFullQueueOfJobs(t *testing.T) {
 	require.Eventually(t, func() bool { return !refused().NotBefore.IsZero() }, soon, time.Millisecond)
 	require.Positive(t, r.stored(first).Seq)
 	require.True(t, refused().DispatchedAt.IsZero())
+	require.Zero(t, refused().Epoch, "what was never sent has no round behind it")
 	closed, _ := r.ingress.stored.pauses.of("acme", time.Now())
 	require.False(t, closed.IsZero())
 	r.work()
@@ -253,8 +254,8 @@ func TestLostMessagesAreFound(t *testing.T) {
 
 	k.d.Ack() // and never a word about it
 	require.Eventually(t, func() bool {
-		queued, err := r.conn.StoredQueued(t.Context(), "acme", r.stored(id).Seq)
-		return err == nil && !queued
+		queued, err := r.conn.StoredQueued(t.Context(), "acme", []queue.StoredPlace{{JobID: k.job.ID, Seq: r.stored(id).Seq}})
+		return err == nil && !queued[0]
 	}, soon, time.Millisecond)
 	gone := unheardFor + 2*time.Second
 	require.NoError(t, d.reconcileAt(t.Context(), later(gone)))
@@ -267,16 +268,58 @@ func TestLostMessagesAreFound(t *testing.T) {
 	require.Equal(t, "completed", r.show(id, "?wait=20").Status)
 }
 
+// A message of no use goes, and nobody is told to drop its job: a later one may stand for
+// it, and run.
+func TestAMessageOfNoUseGoesAlone(t *testing.T) {
+	t.Parallel()
+	r := setupJobs(t)
+	id := r.later(plainRequest)
+	require.Eventually(t, func() bool { return r.stored(id).Seq > 0 }, soon, time.Millisecond)
+	job := r.stored(id)
+	sent := []store.Dispatch{{ID: job.ID, Provider: "acme", Seq: job.Seq}, {ID: "another", Provider: "acme", Seq: 99}}
+	r.ingress.stored.removeUseless(t.Context(), sent, []string{job.ID})
+	queued, err := r.conn.StoredQueued(t.Context(), "acme", []queue.StoredPlace{{JobID: job.ID, Seq: job.Seq}})
+	require.NoError(t, err)
+	require.Equal(t, []bool{false}, queued)
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	require.NoError(t, r.conn.Flush(ctx))
+	require.Empty(t, r.cancelled)
+}
+
+// When the server lost its files, all messages are lost at once, and nobody waits for them.
+func TestMessagesOfAQueueMadeAnewAreLost(t *testing.T) {
+	t.Parallel()
+	r := setupJobs(t)
+	before, id := time.Now().Add(-time.Hour), queue.NewJobID("ingressa", time.Now())
+	require.NoError(t, r.db.CreateJob(t.Context(), store.Job{
+		ID: id, Tenant: "team", Kind: inference.KindChat, Lane: inference.LaneBackground, Model: "m", Body: []byte(plainRequest),
+		Candidates: []inference.Candidate{{Provider: "acme", Model: "m"}}, CreatedAt: before, Deadline: time.Now().Add(time.Hour), LeasedUntil: time.Now().Add(time.Hour),
+	}))
+	_, err := r.db.MarkDispatched(t.Context(), []store.Dispatch{{ID: id, Provider: "acme", Seq: 1}}, before)
+	require.NoError(t, err)
+	require.NoError(t, r.ingress.stored.reconcileAt(t.Context(), time.Now()))
+	r.work()
+	again := r.take()
+	require.Equal(t, []any{id, inference.EpochStride}, []any{again.job.ID, again.job.Epoch})
+	again.done(`{}`)
+	require.Equal(t, "completed", r.show(store.JobPrefix+id, "?wait=20").Status)
+}
+
 func TestNoMessageIsMissedWhileResultsWait(t *testing.T) {
 	t.Parallel()
 	m := missing{since: make(map[string]missed)}
 	job, now := store.Job{ID: "a"}, time.Now()
-	require.False(t, m.longEnough(job, now, time.Hour))
-	require.False(t, m.longEnough(job, now.Add(missingFor), time.Second), "results came in a crowd")
-	require.True(t, m.longEnough(job, now.Add(2*missingFor), missingFor))
+	none := time.Time{}
+	require.False(t, m.longEnough(job, now, none))
+	require.False(t, m.longEnough(job, now.Add(missingFor-time.Second), none))
+	require.False(t, m.longEnough(job, now.Add(missingFor), now.Add(-time.Second)), "a result of before waits")
+	require.False(t, m.longEnough(job, now.Add(missingFor), now.Add(clocksApart)), "it may be of before")
+	require.True(t, m.longEnough(job, now.Add(missingFor), now.Add(clocksApart+time.Second)), "those that wait came later")
+	require.True(t, m.longEnough(job, now.Add(missingMost), now.Add(-time.Second)), "one that is never taken")
 	job.Epoch++
-	require.False(t, m.longEnough(job, now.Add(3*missingFor), time.Hour), "another message")
-	m.forget(now.Add(5 * missingFor))
+	require.False(t, m.longEnough(job, now.Add(missingMost), none), "another message")
+	m.forget(now.Add(missingMost + 2*missingFor))
 	require.Empty(t, m.since)
 }
 
@@ -300,11 +343,13 @@ func TestJobsExpireAndGo(t *testing.T) {
 	}, soon, 50*time.Millisecond)
 }
 
-func TestRoundsOfALine(t *testing.T) {
+func TestRoundsOfAJob(t *testing.T) {
 	t.Parallel()
-	upstream := func(retryable bool) *inference.Error {
-		return &inference.Error{Code: inference.CodeUpstreamError, Retryable: retryable}
+	upstream := func(code inference.ErrorCode, status int) *inference.Error {
+		return &inference.Error{Code: code, Status: status, Retryable: true}
 	}
+	fault, away := upstream(inference.CodeUpstreamError, 500), upstream(inference.CodeUpstreamUnavailable, 0)
+	const late = 40 * inference.EpochStride
 	cases := []struct {
 		name  string
 		lane  inference.Lane
@@ -313,12 +358,16 @@ func TestRoundsOfALine(t *testing.T) {
 		pause time.Duration
 	}{
 		{"succeeded", inference.LaneBatch, 0, nil, 0},
-		{"of no use to try again", inference.LaneBatch, 0, upstream(false), 0},
+		{"of no use to try again", inference.LaneBatch, 0, &inference.Error{Code: inference.CodeUpstreamError}, 0},
 		{"our own deadline", inference.LaneBatch, 0, &inference.Error{Code: inference.CodeDeadlineExceeded, Retryable: true}, 0},
-		{"a job of its own", inference.LaneBackground, 0, upstream(true), 0},
-		{"the first round", inference.LaneBatch, 3, upstream(true), 30 * time.Second},
-		{"the second round", inference.LaneBatch, inference.EpochStride, upstream(true), 2 * time.Minute},
-		{"the last round", inference.LaneBatch, 2 * inference.EpochStride, upstream(true), 0},
+		{"the first fault", inference.LaneBatch, 3, fault, 30 * time.Second},
+		{"of a job of its own", inference.LaneBackground, 0, fault, 30 * time.Second},
+		{"the second fault", inference.LaneBatch, inference.EpochStride, fault, 2 * time.Minute},
+		{"the last fault", inference.LaneBatch, 2 * inference.EpochStride, fault, 0},
+		{"not to be reached", inference.LaneBackground, 2 * inference.EpochStride, away, 5 * time.Minute},
+		{"not to be reached for long", inference.LaneBatch, late, away, 10 * time.Minute},
+		{"a balancer without servers", inference.LaneBatch, late, upstream(inference.CodeUpstreamError, 503), 10 * time.Minute},
+		{"no room", inference.LaneBatch, late, upstream(inference.CodeUpstreamRateLimited, 429), 10 * time.Minute},
 		{"the provider says when", inference.LaneBatch, 0, &inference.Error{Code: inference.CodeUpstreamRateLimited, Retryable: true, RetryAfter: time.Minute}, time.Minute},
 		{"in a year", inference.LaneBatch, 0, &inference.Error{Code: inference.CodeUpstreamRateLimited, Retryable: true, RetryAfter: 9000 * time.Hour}, longestPause},
 	}

@@ -18,7 +18,8 @@
 //
 // A request that is answered later goes another way: jobs.go and jobobject.go are its API,
 // jobwait.go waits for its end, and stored.go with dispatch.go, results.go and reconcile.go
-// takes care of all jobs that the database owns, lines of batches too.
+// takes care of all jobs that the database owns, lines of batches too. batches.go is the API
+// of those, batchlines.go gives their answers out, and internal/batch sees to the rest.
 //
 // files.go serves files: fileupload.go takes them in, filecontent.go gives them out, and
 // filesweep.go removes what nobody needs.

@@ -40,6 +40,7 @@ var faces = map[inference.ErrorCode]face{
 	inference.CodeModelNotFound:       {http.StatusNotFound, typeNotFound},
 	inference.CodeNotFound:            {http.StatusNotFound, typeNotFound},
 	inference.CodeMethodNotAllowed:    {http.StatusMethodNotAllowed, typeInvalidRequest},
+	inference.CodeConflict:            {http.StatusConflict, typeInvalidRequest},
 	inference.CodeRequestTooLarge:     {http.StatusRequestEntityTooLarge, typeInvalidRequest},
 	inference.CodeRangeNotSatisfiable: {http.StatusRequestedRangeNotSatisfiable, typeInvalidRequest},
 	inference.CodeStorageFull:         {http.StatusInsufficientStorage, typeServer},

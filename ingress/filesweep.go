@@ -12,7 +12,7 @@ const (
 	filesReadyEvery = time.Second // until the object store is there
 	filesEvery      = time.Minute
 	strayEvery      = time.Hour
-	strayAge        = time.Hour // since which nothing was added to an object without a row
+	strayAge        = time.Hour // since which nothing was added to an object without a row; batches give theirs rows sooner
 	expirePortion   = 100       // files at once
 	expirePortions  = 100       // in one round
 )

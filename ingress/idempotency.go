@@ -83,6 +83,7 @@ type keyedRequest struct {
 	name    string // its idempotency key
 	hash    [32]byte
 	timeout time.Duration
+	creates bool                                                            // what it creates is kept, under an id that follows from its job's
 	follow  func(w http.ResponseWriter, r *http.Request, jobID string) bool // sends what comes of a job under way; nil if that is not how it answers
 }
 
@@ -93,7 +94,7 @@ func (s *Ingress) once(w http.ResponseWriter, r *http.Request, q keyedRequest, d
 	ctx, cancel := context.WithTimeout(r.Context(), q.timeout)
 	defer cancel()
 	request := store.IdempotentRequest{
-		Tenant: q.caller.Tenant, KeyID: q.caller.ID, Key: q.name, Hash: q.hash, Owner: rand.Text(), JobID: queue.NewJobID(s.opt.ID, time.Now()),
+		Tenant: q.caller.Tenant, KeyID: q.caller.ID, Key: q.name, Hash: q.hash, Owner: rand.Text(), JobID: queue.NewJobID(s.opt.ID, time.Now()), Inherits: q.creates,
 	}
 	defer i.callers.Add(-1)
 	if i.callers.Add(1) > int64(i.most) {
@@ -112,7 +113,7 @@ func (s *Ingress) once(w http.ResponseWriter, r *http.Request, q keyedRequest, d
 			return
 		case state.Outcome == store.IdempotentNew:
 			i.outcomes.WithLabelValues("new").Inc()
-			s.perform(w, r, request, do)
+			s.perform(w, r, &keyedCall{request: request.Heir(state), again: state.JobID != ""}, do)
 			return
 		case state.Outcome == store.IdempotentDone:
 			s.replay(w, r, &state.Answer, "replayed")

@@ -13,6 +13,7 @@ import (
 // keyedCall is a request that has its key, from then on until its answer is stored.
 type keyedCall struct {
 	request store.IdempotentRequest
+	again   bool // somebody had the key before, and was lost
 	cancel  context.CancelFunc
 	done    chan struct{}           // closed when it has been answered
 	answer  *store.IdempotentAnswer // after that; nil if it could not be recorded
@@ -33,14 +34,20 @@ func (s *Ingress) jobID(ctx context.Context, now time.Time) string {
 
 // perform has the request done whose turn it is. It goes on without its client, who comes
 // back for the answer.
-func (s *Ingress) perform(w http.ResponseWriter, r *http.Request, request store.IdempotentRequest, do http.HandlerFunc) {
+//
+// Of a call whose ingress was lost nobody knows how far it came. What it may have created
+// is found under its job's id, which the request therefore has, too. A call that was to be
+// answered at once is made anew, under a fresh id: its old job may still be at a worker,
+// and the queue and the ledger would take the new one for its copy. The old one's events
+// are not followed either, since with its ingress it lost who would have seen it through.
+func (s *Ingress) perform(w http.ResponseWriter, r *http.Request, call *keyedCall, do http.HandlerFunc) {
 	i := s.idempotency
-	ctx := context.WithValue(context.WithoutCancel(r.Context()), jobIDKey{}, request.JobID)
-	ctx, cancel := context.WithTimeout(ctx, s.opt.Timeout+overtime)
-	defer cancel()
-	call := &keyedCall{request: request, cancel: cancel, done: make(chan struct{}), stored: make(chan struct{})}
+	ctx := context.WithValue(context.WithoutCancel(r.Context()), jobIDKey{}, call.request.JobID)
+	ctx, call.cancel = context.WithTimeout(ctx, s.opt.Timeout+overtime)
+	defer call.cancel()
+	call.done, call.stored = make(chan struct{}), make(chan struct{})
 	if !i.enter(call) {
-		i.drop(call)
+		i.letGo(call, false)
 		s.fail(w, r, errNoIdempotency(nil), nil)
 		return
 	}
@@ -124,7 +131,7 @@ func (i *idempotency) settle(c *keyedCall, t *tape) {
 	if recorded && keeps(answer) {
 		err = i.finish(c, answer)
 	} else {
-		i.drop(c)
+		i.letGo(c, recorded && frees(answer, c.again))
 	}
 	if recorded && answer.Status != statusClientClosed {
 		c.answer = &answer
@@ -157,7 +164,7 @@ func (i *idempotency) finish(c *keyedCall, a store.IdempotentAnswer) error {
 		return nil
 	case errors.Is(err, store.ErrInvalid):
 		i.log.Warn("answer cannot be kept for its idempotency key", "job_id", c.request.JobID, "error", err)
-		i.drop(c)
+		i.letGo(c, false)
 		return nil
 	case errors.Is(err, store.ErrNotFound):
 		i.log.Warn("idempotency key was taken over", "job_id", c.request.JobID) // its lease ran out unnoticed
@@ -187,11 +194,18 @@ func (i *idempotency) finishLater(c *keyedCall, a store.IdempotentAnswer) {
 	}
 }
 
-// drop frees the key. If that fails its lease runs out.
-func (i *idempotency) drop(c *keyedCall) {
+// letGo gives the key up without an answer. If that fails its lease runs out. Of a call
+// that creates something the key goes on naming what that may be, for the next call to
+// find, unless it can be freed.
+func (i *idempotency) letGo(c *keyedCall, free bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), idemWait)
 	defer cancel()
-	err := i.opt.Keys.DropIdempotent(ctx, c.request.Tenant, c.request.Key, c.request.Owner)
+	var err error
+	if c.request.Inherits && !free {
+		err = i.opt.Keys.RenewIdempotent(ctx, c.request.Tenant, c.request.Key, c.request.Owner, time.Now())
+	} else {
+		err = i.opt.Keys.DropIdempotent(ctx, c.request.Tenant, c.request.Key, c.request.Owner)
+	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		i.log.Warn("idempotency key not freed; its lease will run out", "job_id", c.request.JobID, "error", err)
 	}

@@ -46,7 +46,8 @@ func (s *Ingress) readKeyed(w http.ResponseWriter, r *http.Request, next http.Ha
 		return
 	}
 	q.hash = sameness(r, body)
-	if r.URL.Path == chatPath {
+	q.creates = r.URL.Path == batchesPath || s.answersLater(r)
+	if r.URL.Path == chatPath && !q.creates {
 		if req, err := openaiapi.ParseChat(body); err == nil && req.Stream {
 			q.follow = func(w http.ResponseWriter, r *http.Request, jobID string) bool {
 				return s.followJob(w, r, q.caller.Tenant, jobID)

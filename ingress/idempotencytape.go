@@ -122,6 +122,14 @@ func (t *tape) answer() (a store.IdempotentAnswer, recorded bool) {
 	return a, true
 }
 
+// frees reports whether an answer that does not stand for its key leaves nothing that the
+// next call would have to find: the job has ended, and a new attempt is another job; or the
+// request was refused, and nobody before can have had it accepted.
+func frees(a store.IdempotentAnswer, again bool) bool {
+	refused := a.Status >= http.StatusBadRequest && a.Status < statusClientClosed
+	return a.Header[jobIDHeader] != "" || refused && !again
+}
+
 // tells reports whether a header is part of the answer. Others are this connection's or
 // this request's own.
 func tells(name string) bool {
@@ -143,5 +151,5 @@ func keeps(a store.IdempotentAnswer) bool {
 		a.Status == http.StatusTooManyRequests, a.Status >= statusClientClosed:
 		return false
 	}
-	return a.Header["X-Sluice-Job-Id"] != ""
+	return a.Header[jobIDHeader] != ""
 }

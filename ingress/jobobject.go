@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
 	"net/url"
@@ -124,14 +125,12 @@ func providerOf(j store.Job) string {
 func jobFault(j store.Job) *openaiapi.JobError {
 	e := endError(j)
 	fault := &openaiapi.JobError{Message: e.Message, Type: faceOf(e.Code).kind, Code: string(e.Code)}
-	if message, kind, _, param, ok := openaiapi.ParseError(j.Response); ok {
-		fault.Message = message
-		if kind != "" {
-			fault.Type = kind
-		}
-		if param != "" {
-			fault.Param = &param
-		}
+	message, kind, code, param, _ := openaiapi.ParseError(j.Response)
+	fault.Message = cmp.Or(message, fault.Message)
+	fault.Type = cmp.Or(kind, fault.Type)
+	fault.Code = cmp.Or(code, fault.Code)
+	if param != "" {
+		fault.Param = &param
 	}
 	return fault
 }

@@ -82,7 +82,10 @@ type jobAnswer struct {
 	Usage                               *struct {
 		TotalTokens int64 `json:"total_tokens"`
 	}
-	Error    *struct{ Message, Type, Code string }
+	Error *struct {
+		Message, Type, Code string
+		Param               *string
+	}
 	Response *struct {
 		StatusCode int    `json:"status_code"`
 		RequestID  string `json:"request_id"`

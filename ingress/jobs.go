@@ -3,6 +3,7 @@ package ingress
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"sluice/internal/inference"
+	"sluice/internal/queue"
 	"sluice/store"
 )
 
@@ -32,8 +34,12 @@ func (s *Ingress) jobRoutes(r *mux.Router) {
 	r.HandleFunc("/v1/jobs/{id}/result", s.jobResult).Methods(http.MethodGet)
 }
 
+// jobIDHeader names the job that a request has become.
+const jobIDHeader = "X-Sluice-Job-Id"
+
 // answerLater takes a request in as a job, and answers with it; or with its answer, if the
-// client would wait for it so long.
+// client would wait for it so long. Once the job is accepted the client is told so,
+// whatever comes of the waiting: an error would have it send the request again.
 func (s *Ingress) answerLater(w http.ResponseWriter, r *http.Request, adm admission) {
 	defer adm.memory.release()
 	job, err := s.acceptJob(r, adm)
@@ -45,19 +51,26 @@ func (s *Ingress) answerLater(w http.ResponseWriter, r *http.Request, adm admiss
 	h := w.Header()
 	h.Set("Preference-Applied", "respond-async")
 	h.Set("Location", "/v1/jobs/"+store.JobPrefix+job.ID)
-	release := func() {}
 	if wait := min(preferencesOf(r.Header).wait, s.opt.Jobs.MaxWait); wait > 0 {
 		h.Set("Preference-Applied", "respond-async, wait="+strconv.Itoa(int(wait/time.Second)))
-		if job, release, err = s.stored.await(r.Context(), job.Tenant, job.ID, wait); err != nil {
-			s.fail(w, r, err, nil) // the job goes on
+		waited, free, err := s.stored.await(r.Context(), job.Tenant, job.ID, wait)
+		switch {
+		case err != nil:
+			s.log.Debug("job not waited for", "job_id", job.ID, "error", err)
+		case waited.Status.Finished():
+			defer free()
+			s.writeResult(w, r, waited)
 			return
+		default:
+			free()
+			job = waited
 		}
 	}
-	defer release()
-	s.writeResult(w, r, job)
+	s.writeAccepted(w, r, job)
 }
 
-// acceptJob checks what only a job has, and stores it.
+// acceptJob checks what only a job has, and stores it. It returns the job without an
+// answer.
 func (s *Ingress) acceptJob(r *http.Request, adm admission) (store.Job, error) {
 	body, hook, err := s.takeWebhook(r, adm.job.Body)
 	if err != nil {
@@ -82,12 +95,31 @@ func (s *Ingress) acceptJob(r *http.Request, adm admission) (store.Job, error) {
 		Lane: inference.LaneBackground, Body: body, Candidates: j.Candidates, TraceParent: j.TraceParent,
 		Metadata: adm.metadata, Webhook: hook, CreatedAt: j.CreatedAt, Deadline: j.CreatedAt.Add(life), Status: store.JobQueued,
 	}
-	if err := s.opt.Jobs.Store.CreateJob(r.Context(), job); err != nil {
+	err = s.opt.Jobs.Store.CreateJob(r.Context(), job)
+	switch {
+	case errors.Is(err, store.ErrDuplicate):
+		return s.acceptedBefore(r.Context(), job.Tenant, job.ID)
+	case err != nil:
 		return store.Job{}, jobError(err)
 	}
 	s.stored.room.taken(job.Tenant)
 	s.stored.metrics.accepted.Inc()
 	s.stored.nudge()
+	return job, nil
+}
+
+// acceptedBefore returns the job that a call with the same idempotency key created, and
+// was lost before it could answer.
+func (s *Ingress) acceptedBefore(ctx context.Context, tenant, id string) (store.Job, error) {
+	job, release, err := s.stored.read(ctx, tenant, id)
+	if e, ok := errors.AsType[*inference.Error](err); ok && e.Code == inference.CodeNotFound {
+		return store.Job{}, fmt.Errorf("store job %s, which another tenant has: %w", id, store.ErrDuplicate)
+	}
+	if err != nil {
+		return store.Job{}, err
+	}
+	job.Response = nil
+	release()
 	return job, nil
 }
 
@@ -110,7 +142,7 @@ func jobError(err error) error {
 // jobID returns the id by which the database knows the job that the request names.
 func jobID(text string) (string, error) {
 	id, ok := strings.CutPrefix(text, store.JobPrefix)
-	if !ok || id == "" {
+	if !ok || !queue.ValidJobID(id) { // what can be no id is not looked for
 		return "", jobError(store.ErrNotFound)
 	}
 	return id, nil
@@ -164,13 +196,12 @@ func (s *Ingress) jobResult(w http.ResponseWriter, r *http.Request) {
 // writeResult answers with the job's answer as the call itself would have given it, or
 // with the job while it has none.
 func (s *Ingress) writeResult(w http.ResponseWriter, r *http.Request, job store.Job) {
-	h := w.Header()
-	h.Set("X-Sluice-Job-Id", store.JobPrefix+job.ID)
 	if !job.Status.Finished() {
-		h.Set("Retry-After", askAgain(job, time.Now()))
-		s.writeJSONStatus(w, r, http.StatusAccepted, jobObject(job, true))
+		s.writeAccepted(w, r, job)
 		return
 	}
+	h := w.Header()
+	h.Set(jobIDHeader, store.JobPrefix+job.ID)
 	if job.ProviderServed != "" {
 		h.Set("X-Sluice-Provider", job.ProviderServed)
 	}
@@ -186,6 +217,16 @@ func (s *Ingress) writeResult(w http.ResponseWriter, r *http.Request, job store.
 	limitWrite(w)
 	w.WriteHeader(statusOfEnd(job))
 	_, _ = w.Write(body) // the client may be gone; the answer is kept
+}
+
+// writeAccepted answers with the job, which goes on.
+func (s *Ingress) writeAccepted(w http.ResponseWriter, r *http.Request, job store.Job) {
+	h := w.Header()
+	h.Set(jobIDHeader, store.JobPrefix+job.ID)
+	if !job.Status.Finished() { // it has, where a call before this one made it
+		h.Set("Retry-After", askAgain(job, time.Now()))
+	}
+	s.writeJSONStatus(w, r, http.StatusAccepted, jobObject(job, false))
 }
 
 // cancelJob serves DELETE /v1/jobs/{id}. A job that has ended stays as it is.

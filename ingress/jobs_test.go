@@ -88,11 +88,31 @@ func TestJobThatFails(t *testing.T) {
 	resp, text := r.get("/v1/jobs/" + id + "/result").whole()
 	require.Equal(t, []any{422, said, "false"}, []any{resp.StatusCode, text, resp.Header.Get("X-Should-Retry")})
 
+	for body, want := range map[string][4]string{
+		`{"error":{"message":"too long","type":"t","code":"context_length_exceeded","param":"messages"}}`: {"too long", "t", "context_length_exceeded", "messages"},
+		`{"error":{"message":"x","code":"y"}}`:                     {"x", "invalid_request_error", "y", ""},
+		`{"error":{"code":"y"}}`:                                   {"The job ended with the error upstream_rejected.", "invalid_request_error", "y", ""},
+		`{"detail":[{"loc":["body","input"],"msg":"is missing"}]}`: {"is missing", "invalid_request_error", "upstream_rejected", "input"},
+	} {
+		id = r.later(plainRequest)
+		r.take().fail(&inference.Error{Code: inference.CodeUpstreamRejected, Status: 400, Body: []byte(body)})
+		e := r.show(id, "?wait=20").Error
+		param := ""
+		if e.Param != nil {
+			param = *e.Param
+		}
+		require.Equal(t, want, [4]string{e.Message, e.Type, e.Code, param})
+	}
+
+	id = r.later(plainRequest)
+	r.take().fail(&inference.Error{Code: inference.CodeUpstreamInvalid, Message: "The provider sent nonsense."})
+	require.Equal(t, "failed", r.show(id, "?wait=20").Status)
+	r.get("/v1/jobs/"+id+"/result").fails(http.StatusBadGateway, inference.CodeUpstreamInvalid)
+
 	id = r.later(plainRequest)
 	r.take().fail(&inference.Error{Code: inference.CodeUpstreamUnavailable, Message: "The provider cannot be reached.", Retryable: true})
-	require.Equal(t, "failed", r.show(id, "?wait=20").Status, "a job that a client asks for is not put off")
-	call := r.get("/v1/jobs/" + id + "/result")
-	call.fails(http.StatusServiceUnavailable, inference.CodeUpstreamUnavailable)
+	require.Eventually(t, func() bool { return r.stored(id).NotBefore.After(time.Now().Add(20 * time.Second)) }, soon, time.Millisecond)
+	require.Equal(t, "queued", r.show(id, "").Status, "it waits for its provider")
 }
 
 func TestPostWaitsForTheJob(t *testing.T) {
@@ -109,21 +129,6 @@ func TestPostWaitsForTheJob(t *testing.T) {
 	resp, text = r.chat(plainRequest, "Prefer", "wait=1, respond-async").whole()
 	require.Equal(t, http.StatusAccepted, resp.StatusCode, text)
 	r.take()
-}
-
-func TestWhoStreamsIsAnsweredAtOnce(t *testing.T) {
-	t.Parallel()
-	r := setupJobs(t)
-	r.work()
-	call := r.chat(streamRequest, "Prefer", "respond-async")
-	k := r.take()
-	require.Equal(t, inference.LaneInteractive, k.job.Lane)
-	resp := call.response()
-	require.Equal(t, http.StatusOK, resp.StatusCode)
-	require.Empty(t, resp.Header.Get("Preference-Applied"))
-	k.events(1, `{"id":"c"}`)
-	k.end(&queue.End{LastSeq: 1})
-	require.Len(t, frames(t, resp.Body, nil), 2)
 }
 
 func TestJobsAreAdmittedAsCallsAre(t *testing.T) {
@@ -280,9 +285,9 @@ func TestCancelAJob(t *testing.T) {
 	require.Equal(t, []any{200, "cancelled", "cancelled"}, []any{status, job.Status, job.Error.Code})
 	require.Equal(t, k.job.ID, next(t, r.cancelled), "its worker drops it")
 	waiting.fails(statusClientClosed, inference.CodeCancelled)
-	queued, err := r.conn.StoredQueued(t.Context(), "acme", r.stored(id).Seq)
+	queued, err := r.conn.StoredQueued(t.Context(), "acme", []queue.StoredPlace{{JobID: k.job.ID, Seq: r.stored(id).Seq}})
 	require.NoError(t, err)
-	require.False(t, queued)
+	require.Equal(t, []bool{false}, queued)
 	rows, err := r.db.Usage(t.Context(), store.UsageFilter{RequestID: "req-c"})
 	require.NoError(t, err)
 	require.Len(t, rows, 1)

@@ -30,14 +30,16 @@ const (
 type waiters struct {
 	mu    sync.Mutex
 	count int
+	over  bool // nobody waits any more
 	byID  map[string]map[chan struct{}]bool
 }
 
-// add returns a channel that is closed when the job ends, or false when too many wait.
+// add returns a channel that is closed when the job ends, or false when too many wait or
+// nobody is to.
 func (w *waiters) add(id string) (ended chan struct{}, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.count >= waitersMost {
+	if w.over || w.count >= waitersMost {
 		return nil, false
 	}
 	if w.byID[id] == nil {
@@ -70,6 +72,16 @@ func (w *waiters) wake(id string) {
 		w.count--
 	}
 	delete(w.byID, id)
+}
+
+// close ends the waiting of all who do, and lets nobody wait any more.
+func (w *waiters) close() {
+	w.mu.Lock()
+	w.over = true
+	w.mu.Unlock()
+	for _, id := range w.ids() {
+		w.wake(id)
+	}
 }
 
 func (w *waiters) ids() []string {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/queue"
 	"sluice/store"
 )
 
@@ -25,7 +26,9 @@ const (
 	reconcileEvery = 5 * time.Second
 	unheardFor     = time.Minute // since which a message is to be looked for
 	missingFor     = 30 * time.Second
-	lookedFor      = 500 // messages in one round
+	missingMost    = 10 * time.Minute
+	clocksApart    = 10 * time.Second // the server's and this machine's
+	lookedFor      = 500              // messages in one round
 	expireEvery    = 2 * time.Second
 	purgeEvery     = time.Minute
 	backlogEvery   = 15 * time.Second
@@ -34,8 +37,8 @@ const (
 
 // reconcile looks for the messages of jobs that have not been heard of for a while, and
 // has those dispatched again whose message is gone. It is gone for good when it was missed
-// twice and results were taken as they came meanwhile: the end of a job whose message was
-// acknowledged may be on its way.
+// twice and no result from before is still to be taken: the end of a job whose message was
+// acknowledged may be on its way. In a stream that was made since there is none of before.
 func (d *stored) reconcile(ctx context.Context) error {
 	if !d.conn.Connected() {
 		return nil
@@ -44,30 +47,65 @@ func (d *stored) reconcile(ctx context.Context) error {
 }
 
 func (d *stored) reconcileAt(ctx context.Context, now time.Time) error {
-	jobs, err := d.rows.Dispatched(ctx, now.Add(-unheardFor), lookedFor)
+	oldest, err := d.conn.OldestResult(ctx)
 	if err != nil {
 		return err
 	}
+	defer d.missing.forget(now)
+	for range portions {
+		jobs, err := d.rows.Dispatched(ctx, now.Add(-unheardFor), lookedFor)
+		if err != nil {
+			return err
+		}
+		byProvider := make(map[string][]store.Job)
+		for _, j := range jobs {
+			byProvider[j.Provider] = append(byProvider[j.Provider], j)
+		}
+		settled := 0
+		for provider, jobs := range byProvider {
+			n, err := d.reconcileProvider(ctx, provider, jobs, now, oldest)
+			if err != nil {
+				return err
+			}
+			settled += n
+		}
+		if len(jobs) < lookedFor || settled == 0 {
+			return nil // the rest is missed, for not long enough
+		}
+	}
+	return nil
+}
+
+// reconcileProvider looks for the messages of jobs in one provider's queue, and returns of
+// how many it knows now where they are.
+func (d *stored) reconcileProvider(ctx context.Context, provider string, jobs []store.Job, now, oldest time.Time) (int, error) {
+	made, err := d.conn.EnsureStored(ctx, provider)
+	if err != nil {
+		return 0, err
+	}
+	places := make([]queue.StoredPlace, len(jobs))
+	for i, j := range jobs {
+		places[i] = queue.StoredPlace{JobID: j.ID, Seq: j.Seq}
+	}
+	found, err := d.conn.StoredQueued(ctx, provider, places)
+	if err != nil {
+		return 0, err
+	}
 	var there []string
 	var lost []store.Requeue
-	for _, j := range jobs {
-		found, err := d.conn.StoredQueued(ctx, j.Provider, j.Seq)
-		switch {
-		case err != nil:
-			return err
-		case found:
+	for i, j := range jobs {
+		if found[i] {
 			there = append(there, j.ID)
-		case d.missing.longEnough(j, now, d.calm.since(now)):
+		} else if j.DispatchedAt.Before(made) || d.missing.longEnough(j, now, oldest) {
 			lost = append(lost, store.Requeue{ID: j.ID, Epoch: j.Epoch, Attempts: j.Attempts, Tries: j.Tries})
 		}
 	}
-	d.missing.forget(now)
 	if len(there) > 0 {
 		if err := d.rows.Confirm(ctx, there, now); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return d.restore(ctx, lost)
+	return len(there) + len(lost), d.restore(ctx, lost)
 }
 
 func (d *stored) restore(ctx context.Context, lost []store.Requeue) error {
@@ -95,17 +133,20 @@ type missed struct {
 }
 
 // longEnough notes that the job's message was not found, and reports whether it has been
-// so for missingFor, all of it calm.
-func (m *missing) longEnough(j store.Job, now time.Time, calm time.Duration) bool {
+// so for missingFor, while all results were taken that were there before. oldest is the
+// time of the oldest one that is still to be taken, zero if there is none. One result that
+// cannot be taken does not keep all jobs from being found: that is what missingMost is for.
+func (m *missing) longEnough(j store.Job, now, oldest time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	at, known := m.since[j.ID]
-	if !known || at.epoch != j.Epoch || calm < now.Sub(at.first) {
+	if !known || at.epoch != j.Epoch {
 		at = missed{epoch: j.Epoch, first: now}
 	}
 	at.last = now
 	m.since[j.ID] = at
-	return now.Sub(at.first) >= missingFor
+	taken := oldest.IsZero() || oldest.After(at.first.Add(clocksApart))
+	return now.Sub(at.first) >= missingFor && (taken || now.Sub(at.first) >= missingMost)
 }
 
 // forget lets go of what was not missed of late: it ended, or was found.

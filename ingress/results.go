@@ -3,8 +3,8 @@ package ingress
 import (
 	"context"
 	"errors"
+	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"sluice/internal/inference"
@@ -22,7 +22,6 @@ type JobCourse interface {
 // take brings results into the database. After an error all of them come again, which
 // changes nothing about those that are in by then.
 func (d *stored) take(ctx context.Context, results []*queue.Result) (err error) {
-	defer func() { d.calm.note(time.Now(), err != nil || len(results) >= store.MaxJobs) }()
 	var ends []store.JobEnd
 	var again []store.Requeue
 	var blobs []string
@@ -98,27 +97,41 @@ func (d *stored) answerOf(ctx context.Context, e *queue.End) (body []byte, err e
 	return body, err
 }
 
-// roundPauses are how long a line of a batch waits before its provider is tried again
-// that could not serve it. There are as many further rounds as pauses.
-var roundPauses = [...]time.Duration{30 * time.Second, 2 * time.Minute}
+// roundPauses are how long a job waits before it is tried again, from its first candidate,
+// whose providers could not serve it: nobody waits on the line for its answer, and what
+// hinders a provider often passes. The last one is for all further rounds.
+var roundPauses = [...]time.Duration{30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
 
-// longestPause bounds what a provider may ask a line to wait.
-const longestPause = 10 * time.Minute
+const (
+	longestPause = 10 * time.Minute // that a provider may ask a job to wait
+	faultRounds  = 2                // further ones of a job that may itself be what its provider fails of
+)
 
 // round is how many rounds the run has behind it: each time that a job is dispatched again
 // its epoch rises by a stride.
 func round(e *queue.End) int { return e.Run.Epoch / inference.EpochStride }
 
-// anotherRound reports whether a line that failed is tried again from its first candidate:
-// nobody waits for its answer now, and what hinders a provider often passes.
+// anotherRound reports whether a job that failed is tried again: up to its deadline if its
+// provider cannot be reached or has no room, a few times if it answered with a fault.
 func anotherRound(r *queue.Result) bool {
 	err := r.End.Err
-	return r.Lane == inference.LaneBatch && err != nil && err.Retryable &&
-		strings.HasPrefix(string(err.Code), "upstream_") && round(r.End) < len(roundPauses)
+	if err == nil || !err.Retryable {
+		return false
+	}
+	switch err.Code {
+	case inference.CodeUpstreamUnavailable, inference.CodeUpstreamRateLimited:
+		return true
+	case inference.CodeUpstreamError:
+		switch err.Status {
+		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return true // who says so stands before the provider, or in its place
+		}
+	}
+	return strings.HasPrefix(string(err.Code), "upstream_") && round(r.End) < faultRounds
 }
 
 func roundPause(e *queue.End) time.Duration {
-	return min(max(roundPauses[round(e)], e.Err.RetryAfter), longestPause)
+	return min(max(roundPauses[min(round(e), len(roundPauses)-1)], e.Err.RetryAfter), longestPause)
 }
 
 func requeued(e *queue.End, notBefore time.Time) store.Requeue {
@@ -206,12 +219,18 @@ func (d *stored) finishEach(ctx context.Context, ends []store.JobEnd) error {
 
 // ended tells everyone here that jobs have ended; their ends are in the database.
 func (d *stored) ended(jobs []store.Job) {
+	lines := false
 	for _, j := range jobs {
 		d.metrics.finished.WithLabelValues(string(j.Lane), string(j.Status)).Inc()
 		if j.BatchID == "" {
 			d.waiters.wake(j.ID)
 			d.events()
+		} else {
+			lines = true
 		}
+	}
+	if lines {
+		d.lines()
 	}
 }
 
@@ -228,15 +247,3 @@ func (d *stored) dropBlobs(ctx context.Context, refs []string) {
 		}
 	}
 }
-
-// calm knows whether results are taken as they come. While there is a backlog of them a
-// message that is gone may just have its result waiting.
-type calm struct{ busyAt atomic.Int64 }
-
-func (c *calm) note(now time.Time, busy bool) {
-	if busy {
-		c.busyAt.Store(now.UnixNano())
-	}
-}
-
-func (c *calm) since(now time.Time) time.Duration { return now.Sub(time.Unix(0, c.busyAt.Load())) }

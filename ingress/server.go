@@ -194,8 +194,14 @@ func (s *Ingress) settleRest() {
 
 // Drain makes /readyz fail, so that no new work is sent here, tells clients to open
 // their next connection elsewhere, and lets streams that must be cut go on without
-// their client.
-func (s *Ingress) Drain() { s.draining.Store(true) }
+// their client. Who waits for a job is told how it stands: it is accepted, and the answer
+// must not be lost with the connection.
+func (s *Ingress) Drain() {
+	s.draining.Store(true)
+	if s.stored != nil {
+		s.stored.waiters.close()
+	}
+}
 
 func (s *Ingress) expireWorkers(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
@@ -231,6 +237,8 @@ func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) 
 const (
 	chatPath  = "/v1/chat/completions"
 	filesPath = "/v1/files"
+
+	batchesPath = "/v1/batches"
 )
 
 // Handler returns the HTTP handler of the public API.

@@ -44,6 +44,7 @@ type stored struct {
 	answers *semaphore.Weighted
 	memory  int64  // what answers counts, in bytes
 	events  func() // events have been written
+	lines   func() // lines of batches have ended
 	metrics *jobMetrics
 	usage   *Metrics
 	log     *slog.Logger
@@ -51,7 +52,6 @@ type stored struct {
 	wake    chan struct{} // a job waits for its message
 	pauses  pauses
 	missing missing
-	calm    calm
 	bodies  bodies
 	waiters waiters
 	room    tenantRoom
@@ -70,7 +70,7 @@ func newStored(s *Ingress) *stored {
 	}
 	return &stored{
 		opt: o, rows: o.Store, conn: s.conn, runFor: s.opt.Timeout, answers: s.answers, memory: s.opt.BodyMemory,
-		events: s.hooks.nudge, metrics: newJobMetrics(s.metrics.reg), usage: s.metrics, log: s.log,
+		events: s.hooks.nudge, lines: func() {}, metrics: newJobMetrics(s.metrics.reg), usage: s.metrics, log: s.log,
 		wake: make(chan struct{}, 1), reads: make(chan struct{}, readsAtOnce),
 		pauses: pauses{byProvider: make(map[string]providerPause)}, missing: missing{since: make(map[string]missed)},
 		bodies:  bodies{ids: make(map[string]bool)},
@@ -135,7 +135,6 @@ func (t *trouble) tell(ctx context.Context, err error) {
 func (d *stored) judge(ctx context.Context, c queue.Claim) (queue.Judgement, error) {
 	claimed, err := d.rows.ClaimJob(ctx, c.JobID, c.Run.Epoch, time.Now())
 	if err != nil {
-		d.log.Debug("claim not judged", "job_id", c.JobID, "error", err)
 		return queue.Judgement{}, err
 	}
 	if !claimed.Wanted {

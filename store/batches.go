@@ -100,11 +100,11 @@ type BatchFault struct {
 	Line    int    `json:"line,omitempty"` // from 1; zero: the file as a whole
 }
 
-// BatchEnd is how a batch ended whose lines were worked on.
+// BatchEnd is how a batch ended whose lines were worked on. Its files are stored with it.
 type BatchEnd struct {
 	Status     BatchStatus // completed, expired or cancelled
-	OutputFile string
-	ErrorFile  string
+	OutputFile *File       // nil: none
+	ErrorFile  *File
 	At         time.Time
 	Purge      time.Time // zero: it is kept for ever
 }
@@ -221,8 +221,10 @@ type Batches interface {
 	// the bodies of their requests.
 	FinishedLines(ctx context.Context, id string, f LineFilter) ([]Job, error)
 
-	// CompleteBatch ends a batch that is finalizing, with its event. Errors: ErrLeaseLost,
-	// ErrConflict, ErrInvalid.
+	// CompleteBatch ends a batch that is finalizing, with the rows of its files and its
+	// event, all of it or nothing. One that was cancelling ends as cancelled, whatever the
+	// end says: its client was told so. Errors: ErrLeaseLost, ErrConflict, ErrInvalid,
+	// ErrDuplicate for a file that is there already.
 	CompleteBatch(ctx context.Context, owner, id string, end BatchEnd) error
 
 	// NoteRate remembers how many lines a second are finished lately. Errors: ErrLeaseLost,

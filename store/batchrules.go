@@ -194,12 +194,49 @@ func (e BatchEnd) Validate() error {
 	if !e.Status.Finished() || e.Status == BatchFailed || e.At.IsZero() {
 		return fmt.Errorf("batch cannot end as %s: %w", CleanText(string(e.Status)), ErrInvalid)
 	}
-	for _, file := range []string{e.OutputFile, e.ErrorFile} {
-		if CleanText(file) != file {
-			return fmt.Errorf("file of a batch: %w", ErrInvalid)
+	for _, file := range e.Files() {
+		if err := file.Validate(); err != nil {
+			return fmt.Errorf("file of a batch: %w", err)
 		}
 	}
 	return nil
+}
+
+// Files returns the files that the batch made, as the database keeps them.
+func (e BatchEnd) Files() []File {
+	var files []File
+	for _, file := range []*File{e.OutputFile, e.ErrorFile} {
+		if file != nil {
+			files = append(files, file.Clean())
+		}
+	}
+	return files
+}
+
+// FileIDs returns the ids of the files, empty where there is none.
+func (e BatchEnd) FileIDs() (output, failed string) {
+	if e.OutputFile != nil {
+		output = e.OutputFile.ID
+	}
+	if e.ErrorFile != nil {
+		failed = e.ErrorFile.ID
+	}
+	return output, failed
+}
+
+// Of returns the end as it is that batch's. Whoever was told that a batch is being
+// cancelled finds it cancelled in the end, also when its last line was done by then.
+// Errors: ErrInvalid for a file of another tenant.
+func (e BatchEnd) Of(b Batch) (BatchEnd, error) {
+	for _, file := range e.Files() {
+		if file.Tenant != b.Tenant {
+			return BatchEnd{}, fmt.Errorf("file %s is another tenant's: %w", file.ID, ErrInvalid)
+		}
+	}
+	if !b.CancellingAt.IsZero() {
+		e.Status = BatchCancelled
+	}
+	return e, nil
 }
 
 // Event returns what is told of the end to the tenant.

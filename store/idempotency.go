@@ -22,6 +22,11 @@ type IdempotentRequest struct {
 	Hash   [32]byte // of all that makes it the same request
 	Owner  string   // this very call, unlike any other
 	JobID  string   // the job that the request becomes if the key is the caller's
+
+	// Inherits says that the request becomes the job of an owner who was lost, in the place
+	// of its own JobID, if the key passes to it from one. What is created under that one
+	// id is created once, however many owners are lost.
+	Inherits bool
 }
 
 // IdempotentOutcome is what became of a request with an idempotency key.
@@ -39,7 +44,8 @@ type IdempotentState struct {
 	Outcome IdempotentOutcome
 
 	// JobID is the job to attach to while another is at it. For a new request it is the
-	// job of an owner who had the key before and was lost, if there was one.
+	// job of an owner who had the key before and was lost, if there was one; the key goes on
+	// naming that job if the request inherits.
 	JobID       string
 	LeasedUntil time.Time
 	Answer      IdempotentAnswer // when it is done
@@ -105,12 +111,24 @@ func (h HeldKey) Meet(r IdempotentRequest, now time.Time) (IdempotentState, erro
 	case h.Done:
 		return IdempotentState{Outcome: IdempotentDone, JobID: h.Answer.JobID, Answer: h.Answer}, nil
 	case h.Owner == r.Owner:
-		return IdempotentState{Outcome: IdempotentNew}, nil
+		state := IdempotentState{Outcome: IdempotentNew}
+		if r.Inherits && h.JobID != r.JobID {
+			state.JobID = h.JobID // it was inherited with the call before
+		}
+		return state, nil
 	case leased:
 		return IdempotentState{Outcome: IdempotentInFlight, JobID: h.JobID, LeasedUntil: h.LeasedUntil}, nil
 	default:
 		return IdempotentState{Outcome: IdempotentNew, JobID: h.JobID}, nil
 	}
+}
+
+// Heir returns the request as it takes a key over that was found so.
+func (r IdempotentRequest) Heir(found IdempotentState) IdempotentRequest {
+	if r.Inherits && found.JobID != "" {
+		r.JobID = found.JobID
+	}
+	return r
 }
 
 // Validate returns why the request cannot be remembered. Nothing is cut to fit: two keys

@@ -23,6 +23,7 @@ type Requeue struct {
 	ID        string
 	Epoch     int       // of the message that is no more
 	NotBefore time.Time // zero: at once
+	Unsent    bool      // its queue refused the message, so that none of this epoch can turn up
 	Attempts  int
 	Tries     []inference.Try
 }

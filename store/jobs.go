@@ -191,8 +191,8 @@ type Jobs interface {
 	Confirm(ctx context.Context, ids []string, at time.Time) error
 
 	// Requeue says that no message stands for jobs any more. Each gets an epoch of the next
-	// family, so that a message which turns up again is of no use, and a repeated call
-	// changes nothing. A job that is finished, or has a later epoch, stays as it is.
+	// family unless its message was never sent, so that one which turns up again is of no
+	// use, and a repeated call changes nothing. A job that is finished, or has a later epoch, stays as it is.
 	// Errors: ErrInvalid for more than MaxMarks.
 	Requeue(ctx context.Context, requeued []Requeue) error
 

@@ -99,6 +99,12 @@ type Store interface {
 	Webhooks
 	Deliveries
 
+	// VoidLeases ends the leases that anybody has on batches, and on jobs that are about to
+	// get a message. It is for a process that has the database to itself and has just begun:
+	// whoever has those leases is not there any more. A job that may have been published
+	// comes up under an epoch of the next family, as after a lease that ran out.
+	VoidLeases(ctx context.Context, now time.Time) error
+
 	// Ping says whether the database answers.
 	Ping(ctx context.Context) error
 

@@ -96,7 +96,8 @@ func (o storeOwned) settle(work, ctx context.Context, x *execution, end *queue.E
 
 // Bounds of the handing over of a result.
 const (
-	reportTimeout = 10 * time.Second // of one try, in which a large answer is stored, too
+	reportTimeout = 10 * time.Second // of one try, besides the storing of a large answer
+	reportPerMiB  = time.Second      // of its answer, so that a slow link gets through one day
 	reportPause   = time.Second
 	reportLast    = 3 // tries of a worker that is to stop
 )
@@ -137,7 +138,17 @@ func (o storeOwned) report(ctx context.Context, x *execution, r *queue.Result) b
 }
 
 func (o storeOwned) reportOnce(ctx context.Context, r *queue.Result) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.reportTime(r))
 	defer cancel()
 	return o.worker.answer.Result(ctx, r)
+}
+
+// reportTime is how long one try may take. Every MiB of the answer that has begun counts.
+// A job that is passed on is not among the worker's any more, of which it tells that they
+// get on: that it does between two tries.
+func (o storeOwned) reportTime(r *queue.Result) time.Duration {
+	if r.End == nil {
+		return min(reportTimeout, o.worker.opt.AckWait/2)
+	}
+	return reportTimeout + time.Duration((len(r.End.Body)+1<<20-1)>>20)*reportPerMiB
 }

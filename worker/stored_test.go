@@ -474,3 +474,16 @@ func storedJobs(t *testing.T, reg *prometheus.Registry, lane, state string) floa
 	require.FailNow(t, "no such gauge")
 	return 0
 }
+
+// On a slow link a large answer takes longer than a small one.
+func TestTimeForAResultGrowsWithItsAnswer(t *testing.T) {
+	t.Parallel()
+	o := storeOwned{&pool{worker: &Worker{opt: Options{AckWait: 4 * time.Second}}}}
+	for size, want := range map[int]time.Duration{
+		0: reportTimeout, 1: reportTimeout + time.Second, 1 << 20: reportTimeout + time.Second, 1<<20 + 1: reportTimeout + 2*time.Second,
+		64 << 20: reportTimeout + 64*time.Second,
+	} {
+		require.Equal(t, want, o.reportTime(&queue.Result{End: &queue.End{Body: make([]byte, size)}}), "%d bytes", size)
+	}
+	require.Equal(t, 2*time.Second, o.reportTime(&queue.Result{Passed: &queue.Passed{}}), "less than the queue waits for a word of progress")
+}

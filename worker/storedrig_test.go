@@ -14,6 +14,7 @@ import (
 
 // desk is an ingress's side of the stored jobs: it judges claims and takes results.
 type desk struct {
+	places sync.Map // the ids of stored jobs by their messages' numbers
 	*rig
 	claimed chan queue.Claim
 	results chan *queue.Result
@@ -85,25 +86,33 @@ func model(j *inference.Job, name string) *inference.Job {
 // store publishes stored jobs and returns where they stand.
 func (d *desk) store(jobs ...*inference.Job) (seqs []uint64) {
 	d.t.Helper()
-	for _, p := range d.conn.PublishStored(d.t.Context(), jobs) {
+	for i, p := range d.conn.PublishStored(d.t.Context(), jobs) {
 		require.NoError(d.t, p.Err)
+		d.places.Store(p.Place.Seq, jobs[i].ID)
 		seqs = append(seqs, p.Place.Seq)
 	}
 	return seqs
+}
+
+// queued reports whether the message that store has sent is there.
+func (d *desk) queued(seq uint64) (bool, error) {
+	id, _ := d.places.Load(seq)
+	there, err := d.conn.StoredQueued(d.t.Context(), testName, []queue.StoredPlace{{JobID: id.(string), Seq: seq}})
+	return err == nil && there[0], err
 }
 
 // gone waits until the message is acknowledged.
 func (d *desk) gone(seq uint64) {
 	d.t.Helper()
 	require.Eventually(d.t, func() bool {
-		there, err := d.conn.StoredQueued(d.t.Context(), testName, seq)
+		there, err := d.queued(seq)
 		return err == nil && !there
 	}, soon, 5*time.Millisecond, "acknowledged")
 }
 
 func (d *desk) stays(seq uint64) {
 	d.t.Helper()
-	there, err := d.conn.StoredQueued(d.t.Context(), testName, seq)
+	there, err := d.queued(seq)
 	require.NoError(d.t, err)
 	require.True(d.t, there, "its message stays")
 }

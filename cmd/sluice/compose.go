@@ -113,7 +113,14 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 	})
 	var stop func()
 	lc.Append(fx.StartStopHook(
-		func() error {
+		func(ctx context.Context) error {
+			// Who has locked the data directory has its database to itself: what an earlier
+			// process had leased when it was killed is free at once.
+			if embedded != nil && cfg.Store.URL == "" {
+				if err := db.VoidLeases(ctx, time.Now()); err != nil {
+					return startFailed(err)
+				}
+			}
 			var err error
 			stop, err = in.Start()
 			return startFailed(err)

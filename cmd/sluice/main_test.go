@@ -21,6 +21,7 @@ import (
 	"sluice/internal/apikey"
 	"sluice/internal/testkit"
 	"sluice/store"
+	"sluice/store/sqlite"
 )
 
 func TestMain(m *testing.M) {
@@ -349,6 +350,28 @@ func TestServeAnswersAndComesBackWithItsKeys(t *testing.T) {
 	status, body = call(t, again.base, s.key, request)
 	require.Equal(t, http.StatusOK, status, body)
 	require.Zero(t, again.stop(), again.errs.String())
+}
+
+// What a process had leased that was killed keeps the next one from nothing.
+func TestServeVoidsLeasesOfBefore(t *testing.T) {
+	t.Parallel()
+	path := configFile(t, minimal)
+	require.Zero(t, serveHere(t, path, "curl ").stop())
+	db, err := sqlite.Open(t.Context(), filepath.Join(filepath.Dir(path), "data", "sluice.db"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	now := time.Now()
+	batch := store.Batch{
+		ID: "batch_1", Tenant: "default", KeyID: "gone", Endpoint: "/v1/chat/completions", CreatedAt: now, ExpiresAt: now.Add(time.Hour),
+		Owner: "killed", LeasedUntil: now.Add(time.Hour),
+	}
+	require.NoError(t, db.CreateBatch(t.Context(), batch))
+	s := serveHere(t, path, "API keys exist")
+	require.Eventually(t, func() bool {
+		b, err := db.Batch(t.Context(), "default", "batch_1")
+		return err == nil && b.Status == store.BatchFailed
+	}, soon, 10*time.Millisecond, "nobody looks at the batch")
+	require.Zero(t, s.stop(), s.errs.String())
 }
 
 func TestServeSaysThatItsAddressIsTaken(t *testing.T) {

@@ -121,7 +121,7 @@ func (c *Checker) request(number int, line openaiapi.BatchLine) (Call, *store.Ba
 	switch {
 	case err != nil:
 		return Call{}, Refused(number, err)
-	case false:
+	case call.Request.Stream:
 		return Call{}, fault(number, FaultInvalid, "body.stream", "A request of a batch cannot be streamed.")
 	case !c.rules.SingleModel:
 	case c.model == "":

@@ -57,10 +57,10 @@ type Store interface {
 	Cleaning
 }
 
-// Files are the rows of files.
+// Files are the rows of files. Those of the files that a batch makes come with its end.
 type Files interface {
 	File(ctx context.Context, tenant, id string, now time.Time) (store.File, error)
-	CreateFile(ctx context.Context, file store.File) error
+	KnownFiles(ctx context.Context, ids []string) (known []string, err error)
 }
 
 // Contents are the contents of files.
@@ -84,6 +84,8 @@ type Options struct {
 	// Routes returns the router of a batch: that of the key which made it. An
 	// *inference.Error means that the key is not in force any more.
 	Routes func(ctx context.Context, b *store.Batch) (Router, error)
+	// Ready reports whether the queue can be reached. While it cannot, no line is leased.
+	Ready func() bool
 	// Publish brings leased lines to the queue and notes where they are. What it could
 	// not bring there comes again when its lease is over, or when Publish has said so.
 	Publish func(ctx context.Context, lines []store.Job) error
@@ -112,12 +114,16 @@ const (
 	stopWait   = 5 * time.Second
 )
 
-// leasing is the rhythm of an engine's leases.
+// leasing is the rhythm of an engine's leases. They are short, because the batches of an
+// ingress that was killed stand still until they are over. One renewal may be lost.
 type leasing struct {
 	every  time.Duration
 	length time.Duration
 	safe   time.Duration // since the last renewal; afterwards nothing is ours any more
 }
+
+// usualLeasing leaves a renewal that gets no answer the time from every to safe.
+var usualLeasing = leasing{every: 3 * time.Second, length: 10 * time.Second, safe: 7 * time.Second}
 
 // Engine follows batches from their file to their results. New makes it, Run runs it.
 type Engine struct {
@@ -147,7 +153,7 @@ type task struct {
 // New returns an engine that does nothing before Run.
 func New(o Options) *Engine {
 	return &Engine{
-		opt: o, log: o.Logger, chunk: chunkLines, lease: leasing{3 * time.Second, 30 * time.Second, 20 * time.Second}, look: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		opt: o, log: o.Logger, chunk: chunkLines, lease: usualLeasing, look: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		running: make(map[string]*task), feeding: make(map[string]*feeding), troubles: make(map[string]string),
 	}
 }

@@ -40,7 +40,6 @@ func TestABatchesLife(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, b.ID+"_output.jsonl", file.Filename)
 		require.Equal(t, time.Hour, file.ExpiresAt.Sub(file.CreatedAt))
-		require.Equal(t, FileID(b.ID, "errors"), b.ErrorFile)
 		for id, n := range r.sent {
 			require.Equal(t, 1, n, id)
 		}
@@ -185,4 +184,31 @@ func TestTheRateIsNoted(t *testing.T) {
 	now, err := r.db.Batch(t.Context(), "team", b.ID)
 	require.NoError(t, err)
 	require.InDelta(t, 1, now.Rate, 0.01, "five lines in five seconds")
+}
+
+func TestALeaseIsShortAndOutlivesALostRenewal(t *testing.T) {
+	t.Parallel()
+	l := usualLeasing
+	require.LessOrEqual(t, l.length, 10*time.Second, "so long the batches of a killed ingress stand still")
+	require.Less(t, 2*l.every, l.safe)
+	require.Less(t, l.safe, l.length)
+}
+
+// While the queue is away no line is leased for nothing: it would wait for the end of that.
+func TestNoLineIsLeasedWithoutAQueue(t *testing.T) {
+	t.Parallel()
+	r := setup(t, openSQLite)
+	content, ids := input(10, false)
+	b := r.create("team", content)
+	r.away.Store(true)
+	e, _ := r.start()
+	b = r.await(b, store.BatchInProgress)
+	require.Eventually(t, func() bool { return r.asked.Load() >= 3 }, soon, time.Millisecond)
+	backlogs, err := r.db.Backlogs(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []int{10, 0}, []int{backlogs[0].Waiting, backlogs[0].Out})
+	require.Empty(t, r.sent)
+	r.away.Store(false)
+	e.Wake()
+	r.settled(r.await(b, store.BatchCompleted), ids)
 }

@@ -15,7 +15,7 @@ const (
 	feedIdle  = 2 * time.Second
 	feedLeast = 20 * time.Millisecond // between two passes, so that few lines at once cost no pass each
 	feedMost  = 20 * time.Second      // for one batch in one pass
-	lineLease = time.Minute
+	lineLease = 2 * time.Minute
 	linesStep = 100
 	noteEvery = 5 * time.Second
 )
@@ -99,7 +99,7 @@ func (e *Engine) fed() []*feeding {
 func (e *Engine) send(ctx context.Context, id string, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, feedMost)
 	defer cancel()
-	for n > 0 {
+	for n > 0 && e.opt.Ready() {
 		lines, err := e.opt.Store.LeaseLines(ctx, id, time.Now(), lineLease, min(n, linesStep))
 		if err != nil {
 			return fmt.Errorf("lease lines: %w", err)

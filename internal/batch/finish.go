@@ -3,13 +3,10 @@ package batch
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/base32"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"sluice/internal/openaiapi"
@@ -20,6 +17,10 @@ import (
 const (
 	endStep  = 500
 	pageSize = 4 << 20 // of answers
+
+	// rowlessMost is how long a content may be whole and have no row. After an hour it would
+	// be taken for a stray.
+	rowlessMost = 30 * time.Minute
 )
 
 // endLines ends what is not finished, in steps that each are one transaction.
@@ -36,32 +37,107 @@ func (e *Engine) endLines(ctx context.Context, b *store.Batch, status store.JobS
 	}
 }
 
-// finish writes the batch's files and completes it. Every step may be repeated: the files
-// have ids of the batch's own, and the same lines give the same bytes.
+// finish writes the batch's files and completes it. Each attempt writes files of its own:
+// an ingress that has lost the batch and does not know it yet may still be writing, and
+// must neither disturb nor remove what the new owner writes. The rows of the files come with
+// the end of the batch, so that the files of one attempt alone ever become files.
 func (e *Engine) finish(ctx context.Context, b *store.Batch) error {
 	end := store.BatchEnd{Status: store.BatchCompleted}
 	var err error
+	if b.InProgressAt.IsZero() { // cancelled while its lines were read: none of them was accepted
+		return e.ended(ctx, b, end)
+	}
 	if end.OutputFile, err = e.write(ctx, b, "output", false); err != nil {
 		return fmt.Errorf("write output of batch %s: %w", b.ID, err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, rowlessMost)
+	defer cancel()
 	if end.ErrorFile, err = e.write(ctx, b, "errors", true); err != nil {
+		e.discard(ctx, end)
 		return fmt.Errorf("write errors of batch %s: %w", b.ID, err)
 	}
-	switch {
-	case !b.CancellingAt.IsZero():
-		end.Status = store.BatchCancelled
-	case !b.FinalizingAt.Before(b.ExpiresAt):
+	if !b.FinalizingAt.Before(b.ExpiresAt) {
 		if end.Status, err = e.lateStatus(ctx, b.ID); err != nil {
+			e.discard(ctx, end)
 			return fmt.Errorf("look for expired lines of batch %s: %w", b.ID, err)
 		}
 	}
-	end.At = time.Now()
-	end.Purge = end.At.Add(e.opt.Retention)
-	if err := e.opt.Store.CompleteBatch(ctx, e.opt.Owner, b.ID, end); err != nil {
+	return e.ended(ctx, b, end)
+}
+
+func (e *Engine) ended(ctx context.Context, b *store.Batch, end store.BatchEnd) error {
+	if err := e.complete(ctx, b, end); err != nil {
 		return fmt.Errorf("complete batch %s: %w", b.ID, err)
 	}
 	e.opt.Ended()
 	return nil
+}
+
+// complete stores the end. While it is not known whether that came off, it tries again with
+// the same files: they must not be removed if they have become files, and need not be
+// written again if they have not. When ctx ends first, contents without a row are strays.
+func (e *Engine) complete(ctx context.Context, b *store.Batch, end store.BatchEnd) error {
+	for unsure := false; ; unsure = true {
+		end.At = time.Now()
+		end.Purge = end.At.Add(e.opt.Retention)
+		err := e.opt.Store.CompleteBatch(ctx, e.opt.Owner, b.ID, end)
+		switch {
+		case err == nil:
+			return nil
+		case isRefusal(err):
+			return e.refused(ctx, end, unsure, err)
+		}
+		e.trouble(ctx, b.ID, err)
+		wait(ctx, e.lease.every, nil)
+		if ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// isRefusal reports whether the database answered that it does not store the end.
+func isRefusal(err error) bool {
+	for _, sure := range []error{store.ErrLeaseLost, store.ErrConflict, store.ErrInvalid, store.ErrDuplicate} {
+		if errors.Is(err, sure) {
+			return true
+		}
+	}
+	return false
+}
+
+// refused removes the files of an end that was refused. If there was an attempt before of
+// which nobody knew how it ended, it may have been the one that stored the end.
+func (e *Engine) refused(ctx context.Context, end store.BatchEnd, unsure bool, err error) error {
+	if unsure {
+		known, lookErr := e.opt.Files.KnownFiles(ctx, fileIDs(end))
+		if lookErr != nil {
+			return errors.Join(err, lookErr)
+		}
+		if len(known) > 0 {
+			return nil
+		}
+	}
+	e.discard(ctx, end)
+	return err
+}
+
+// discard removes the contents of files that have no row and never get one. What it does not
+// reach is removed with the other strays.
+func (e *Engine) discard(ctx context.Context, end store.BatchEnd) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWait)
+	defer cancel()
+	for _, id := range fileIDs(end) {
+		if err := e.opt.Contents.RemoveFile(ctx, id); err != nil {
+			e.log.Debug("content of a batch's file left to the sweep", "file_id", id, "error", err)
+		}
+	}
+}
+
+func fileIDs(end store.BatchEnd) (ids []string) {
+	for _, file := range end.Files() {
+		ids = append(ids, file.ID)
+	}
+	return ids
 }
 
 // lateStatus is how a batch ended whose lines were all finished only when its time was
@@ -98,40 +174,28 @@ func Pages(from interface {
 	}
 }
 
-// write writes one of the batch's files and returns its id, none when there is no line
-// for it. What an earlier attempt left of it is replaced.
-func (e *Engine) write(ctx context.Context, b *store.Batch, name string, failed bool) (string, error) {
-	id := FileID(b.ID, name)
-	switch _, err := e.opt.Files.File(ctx, b.Tenant, id, time.Now()); {
-	case err == nil:
-		return id, nil // an earlier attempt came further than this
-	case !errors.Is(err, store.ErrNotFound):
-		return "", err
-	}
+// write writes one of the batch's files and returns the row that it is to have, none when
+// there is no line for it.
+func (e *Engine) write(ctx context.Context, b *store.Batch, name string, failed bool) (*store.File, error) {
 	pages := Pages(e.opt.Store, b.ID, failed)
 	first, err := pages(ctx)
 	if err != nil || len(first) == 0 {
-		return "", err
+		return nil, err
 	}
-	if err := e.opt.Contents.RemoveFile(ctx, id); err != nil {
-		return "", err
-	}
+	id := store.NewFileID()
 	content, err := e.opt.Contents.PutFile(ctx, id, lineText(ctx, first, pages))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	now := time.Now()
-	file := store.File{
+	file := &store.File{
 		ID: id, Tenant: b.Tenant, Purpose: openaiapi.PurposeBatchOutput, Filename: b.ID + "_" + name + ".jsonl",
 		Bytes: content.Bytes, Digest: hex.EncodeToString(content.Digest[:]), CreatedAt: now,
 	}
 	if expires := cmp.Or(b.OutputExpires, e.opt.OutputExpires); expires > 0 {
 		file.ExpiresAt = now.Add(expires)
 	}
-	if err := e.opt.Files.CreateFile(ctx, file); err != nil && !errors.Is(err, store.ErrDuplicate) {
-		return "", err
-	}
-	return id, nil
+	return file, nil
 }
 
 // lineText reads lines as the file has them, one in memory besides its page.
@@ -155,13 +219,4 @@ func lineText(ctx context.Context, page []store.Job, pages func(ctx context.Cont
 		rest = rest[n:]
 		return n, nil
 	})
-}
-
-var fileIDs = base32.StdEncoding.WithPadding(base32.NoPadding)
-
-// FileID returns the id of one of a batch's files. It is always the same, so that whoever
-// writes the file again replaces it.
-func FileID(batchID, name string) string {
-	sum := sha256.Sum256([]byte(name + " of " + batchID))
-	return "file-" + strings.ToLower(fileIDs.EncodeToString(sum[:15]))
 }

@@ -3,12 +3,17 @@ package batch
 import (
 	"context"
 	"io"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"sluice/internal/openaiapi"
 	"sluice/internal/queue"
 	"sluice/store"
 )
@@ -25,8 +30,7 @@ func TestNoFileWhereThereIsNoLine(t *testing.T) {
 	require.Empty(t, good.ErrorFile)
 	r.settled(bad, []string{"bad"})
 	require.Empty(t, bad.OutputFile)
-	_, err := r.conn.OpenFile(t.Context(), FileID(bad.ID, "output"), 0)
-	require.ErrorIs(t, err, queue.ErrNoFile)
+	require.Equal(t, 4, r.contents(), "two inputs, an output and a file of errors")
 }
 
 func TestExpiry(t *testing.T) {
@@ -62,17 +66,10 @@ func TestALateEndIsNoExpiry(t *testing.T) {
 	r := setup(t, openSQLite)
 	content, ids := input(5, false)
 	b := r.create("team", content)
-	_, stop := r.start(func(o *Options) {
-		o.Store = &flaky{Store: r.db, complete: func() error { return errBroken }}
-	})
-	b = r.await(b, store.BatchFinalizing)
-	stop()
+	b = r.finalizing(b)
 	// Every line was done, and only then the time was over.
 	b.ExpiresAt = b.FinalizingAt.Add(-time.Second)
-	owner := r.opt.Owner
-	leased, err := r.db.LeaseBatches(t.Context(), owner, time.Now(), time.Minute, 1)
-	require.NoError(t, err)
-	require.Len(t, leased, 1)
+	r.leased(r.opt.Owner, time.Now())
 	r.opt.Publish = func(context.Context, []store.Job) error { return nil }
 	require.NoError(t, New(r.opt).finish(t.Context(), &b))
 	r.settled(r.await(b, store.BatchCompleted), ids)
@@ -99,34 +96,141 @@ func TestCancel(t *testing.T) {
 	})
 }
 
+func TestCancellingIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	for name, window := range map[string]time.Duration{"completed": time.Hour, "expired": 2 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, r *rig) {
+				t.Helper()
+				content, ids := input(10, false)
+				r.hold = func(*store.Job) bool { return name == "expired" }
+				b := r.create("team", content, func(b *store.Batch) { b.ExpiresAt = b.CreatedAt.Add(window) })
+				var told store.Batch
+				db := &flaky{Store: r.db, finalize: sync.OnceFunc(func() { // the owner has read the batch before that
+					var err error
+					told, err = r.db.CancelBatch(t.Context(), "team", b.ID, time.Now())
+					assert.NoError(t, err)
+				})}
+				r.start(func(o *Options) { o.Store = db })
+				b = r.await(b, store.BatchCancelled)
+				require.Equal(t, store.BatchCancelling, told.Status)
+				r.settled(b, ids)
+			})
+		})
+	}
+}
+
+// badContents is a place for files where some calls fail.
+type badContents struct {
+	Contents
+	put func(from io.Reader) (io.Reader, error)
+}
+
+func (c *badContents) PutFile(ctx context.Context, id string, from io.Reader) (queue.FileContent, error) {
+	from, err := c.put(from)
+	if err != nil {
+		return queue.FileContent{}, err
+	}
+	return c.Contents.PutFile(ctx, id, from)
+}
+
 func TestACrashWhileTheFilesAreWritten(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, r *rig) {
 		t.Helper()
 		content, ids := input(50, true)
 		b := r.create("team", content)
-		var files, completes atomic.Int64
-		db := &flaky{Store: r.db}
-		db.file = func() error {
-			if n := files.Add(1); n == 1 || n == 3 {
-				return errBroken // the content is there, its row is not
+		var files atomic.Int64
+		contents := &badContents{r.conn, func(from io.Reader) (io.Reader, error) {
+			switch n := files.Add(1); n {
+			case 1:
+				return nil, errBroken
+			case 3: // the second one, when the first is whole
+				return io.MultiReader(io.LimitReader(from, 100), iotest.ErrReader(errBroken)), nil
 			}
-			return nil
-		}
-		db.complete = func() error {
-			if completes.Add(1) == 1 {
-				return errBroken
-			}
-			return nil
-		}
-		r.start(func(o *Options) { o.Store, o.Files = db, db })
-		b = r.await(b, store.BatchCompleted)
-		r.settled(b, ids)
-		require.EqualValues(t, 4, files.Load())
-		entries, err := r.conn.NewEntryReader().Next(t.Context())
-		require.NoError(t, err)
-		require.Len(t, entries, 3, "the input and the two files, no stray")
+			return from, nil
+		}}
+		r.start(func(o *Options) { o.Contents = contents })
+		r.settled(r.await(b, store.BatchCompleted), ids)
+		require.EqualValues(t, 5, files.Load())
+		require.Equal(t, 3, r.contents(), "the input and the two files, no stray")
 	})
+}
+
+func TestAnEndOfWhichNobodyKnows(t *testing.T) {
+	t.Parallel()
+	for name, answers := range map[string][2]error{"it was stored": {nil, errBroken}, "it was not": {errBroken, nil}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, r *rig) {
+				t.Helper()
+				content, ids := input(50, true)
+				b := r.finalizing(r.create("team", content))
+				r.leased(r.opt.Owner, time.Now())
+				completes := 0
+				r.opt.Store = &flaky{Store: r.db, complete: func() (before, after error) {
+					if completes++; completes == 1 {
+						return answers[0], answers[1]
+					}
+					return nil, nil
+				}}
+				e := New(r.opt)
+				e.lease.every = 0
+				require.NoError(t, e.finish(t.Context(), &b))
+				require.Equal(t, []int{2, 1}, []int{completes, r.ended})
+				r.settled(r.await(b, store.BatchCompleted), ids)
+				require.Equal(t, 3, r.contents(), "nothing is written twice, and what has become a file stays")
+			})
+		})
+	}
+}
+
+// TestTwoOwners has an owner write a batch's files that has lost the batch meanwhile.
+func TestTwoOwners(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		rest func(from io.Reader) io.Reader // behind what it had read by then
+		err  error
+	}{
+		"one breaks off":         {func(io.Reader) io.Reader { return iotest.ErrReader(errBroken) }, errBroken},
+		"one comes to its end":   {func(from io.Reader) io.Reader { return from }, store.ErrLeaseLost},
+		"one writes other lines": {func(io.Reader) io.Reader { return strings.NewReader("{}\n") }, store.ErrLeaseLost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			onBoth(t, func(t *testing.T, r *rig) {
+				t.Helper()
+				content, ids := input(50, true)
+				b := r.finalizing(r.create("team", content))
+				reached, goOn := make(chan struct{}), make(chan struct{})
+				frozen := sync.OnceFunc(func() { close(reached); <-goOn })
+				slow := &badContents{r.conn, func(from io.Reader) (io.Reader, error) {
+					pause := reader(func([]byte) (int, error) { frozen(); return 0, io.EOF })
+					return io.MultiReader(io.LimitReader(from, 100), pause, c.rest(from)), nil
+				}}
+				finish := func(owner string, contents Contents) error {
+					o := r.opt
+					o.Owner, o.Contents, o.Publish = owner, contents, func(context.Context, []store.Job) error { return nil }
+					return New(o).finish(t.Context(), &b)
+				}
+				r.leased("stale", time.Now())
+				lost := make(chan error, 1)
+				go func() { lost <- finish("stale", slow) }()
+				<-reached
+				r.leased("new", time.Now().Add(time.Hour))
+				require.NoError(t, finish("new", r.conn))
+				close(goOn)
+				require.ErrorIs(t, <-lost, c.err)
+				b = r.await(b, store.BatchCompleted)
+				r.settled(b, ids)
+				require.Equal(t, 3, r.contents(), "the loser removes what is its own")
+				files, _, err := r.db.ListFiles(t.Context(), store.FileFilter{Tenant: "team", Purpose: openaiapi.PurposeBatchOutput, Now: time.Now()})
+				require.NoError(t, err)
+				require.Len(t, files, 2)
+			})
+		})
+	}
 }
 
 func TestTheSameLinesGiveTheSameBytes(t *testing.T) {

@@ -21,7 +21,7 @@ func (e *Engine) follow(ctx context.Context) {
 // the batches already, and all work on them stops.
 func (e *Engine) pass(ctx context.Context) {
 	now := time.Now()
-	limited, cancel := context.WithTimeout(ctx, e.lease.safe)
+	limited, cancel := context.WithTimeout(ctx, e.lease.safe-e.lease.every)
 	defer cancel()
 	batches, err := e.opt.Store.LeaseBatches(limited, e.opt.Owner, now, e.lease.length, ownMost)
 	if err != nil {
@@ -116,7 +116,7 @@ func (e *Engine) begin(ctx context.Context, b store.Batch) {
 		delete(e.running, b.ID)
 		e.mu.Unlock()
 		switch {
-		case err == nil, errors.Is(err, store.ErrConflict), ctx.Err() != nil:
+		case err == nil, errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrLeaseLost), ctx.Err() != nil:
 			e.Look() // it stands elsewhere now
 		default:
 			e.trouble(ctx, b.ID, err)

@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,15 +30,17 @@ import (
 func TestMain(m *testing.M) { testkit.Main(m) }
 
 // soon is how long a test waits for what must happen; nothing takes nearly as long.
-const soon = 8 * time.Second
+const soon = time.Minute
 
 // rig is an engine on a real database and a real object store. In the place of the queue
 // and its workers stands a script that answers a line, or holds it.
 type rig struct {
-	t    *testing.T
-	db   store.Store
-	conn *queue.Conn
-	opt  Options
+	t     *testing.T
+	db    store.Store
+	conn  *queue.Conn
+	opt   Options
+	away  atomic.Bool  // the queue
+	asked atomic.Int32 // whether it is
 
 	mu       sync.Mutex
 	hold     func(line *store.Job) bool // nil: no line is held
@@ -91,7 +95,7 @@ func setup(t *testing.T, open func(*testing.T) store.Store) *rig {
 	r := &rig{t: t, db: db, conn: conn, sent: make(map[string]int), held: make(map[string]store.Job)}
 	r.opt = Options{
 		Owner: queue.NewProcessID(), Store: db, Files: db, Contents: conn, Routes: everywhere,
-		Recall: r.recall, Ended: func() { r.mu.Lock(); r.ended++; r.mu.Unlock() },
+		Ready: func() bool { r.asked.Add(1); return !r.away.Load() }, Recall: r.recall, Ended: func() { r.mu.Lock(); r.ended++; r.mu.Unlock() },
 		MaxLines: 5000, MaxLineBytes: 1 << 20, Window: 1000, Retention: time.Hour, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	return r
@@ -268,6 +272,33 @@ func (r *rig) await(b store.Batch, status store.BatchStatus) store.Batch {
 		return err == nil && now.Status == status
 	}, soon, 20*time.Millisecond, "batch is %v, not %s", &now.Status, status)
 	return now
+}
+
+// finalizing brings a batch to where its files are to be written, and lets go of it.
+func (r *rig) finalizing(b store.Batch) store.Batch {
+	r.t.Helper()
+	_, stop := r.start(func(o *Options) {
+		o.Contents = &badContents{r.conn, func(io.Reader) (io.Reader, error) { return nil, errBroken }}
+	})
+	b = r.await(b, store.BatchFinalizing)
+	stop()
+	return b
+}
+
+// leased makes the one batch the owner's.
+func (r *rig) leased(owner string, now time.Time) {
+	r.t.Helper()
+	batches, err := r.db.LeaseBatches(r.t.Context(), owner, now, time.Minute, 10)
+	require.NoError(r.t, err)
+	require.Len(r.t, batches, 1)
+}
+
+// contents counts the contents of files.
+func (r *rig) contents() int {
+	r.t.Helper()
+	entries, err := r.conn.NewEntryReader().Next(r.t.Context())
+	require.NoError(r.t, err)
+	return len(entries)
 }
 
 // outcome is a line of an output or an error file.

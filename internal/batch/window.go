@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -43,12 +44,17 @@ func Windows(backlogs []store.Backlog, total int, now time.Time) map[string]int 
 	return windows
 }
 
-// within divides what a tenant may have in the queue among its batches.
+// within divides what a tenant may have in the queue among its batches: one half equally,
+// so that a small one does not wait for a large one, the other by need.
 func within(windows map[string]int, batches []store.Backlog, most int, now time.Time) {
 	slices.SortFunc(batches, func(a, b store.Backlog) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
 	want, weight := make([]int, len(batches)), make([]float64, len(batches))
+	var needs float64
+	for _, b := range batches {
+		needs += need(b, now)
+	}
 	for i, b := range batches {
-		want[i], weight[i] = b.Waiting+b.Out, need(b, now)
+		want[i], weight[i] = b.Waiting+b.Out, 1/float64(len(batches))+need(b, now)/max(needs, math.SmallestNonzeroFloat64)
 	}
 	for i, share := range fill(most, want, weight) {
 		b := batches[i]

@@ -41,9 +41,10 @@ func TestWindows(t *testing.T) {
 		"batches do not help": {[]store.Backlog{backlog("x", "a", 5000, 0), backlog("x2", "a", 5000, 0), backlog("x3", "a", 5000, 0), backlog("y", "b", 5000, 0)}, 120, map[string]int{"x": 20, "x2": 20, "x3": 20, "y": 60}},
 		"others use the rest": {[]store.Backlog{backlog("x", "a", 5000, 0), backlog("y", "b", 10, 0)}, 100, map[string]int{"x": 90, "y": 10}},
 		"one line at least":   {[]store.Backlog{backlog("x", "a", 9, 0), backlog("y", "b", 9, 0), backlog("z", "c", 9, 0)}, 2, map[string]int{"x": 1, "y": 1, "z": 1}},
-		"the last one goes":   {[]store.Backlog{backlog("x", "a", 1_000_000, 0), backlog("x2", "a", 3, 0)}, 10, map[string]int{"x": 10, "x2": 1}},
+		"the last one goes":   {[]store.Backlog{backlog("x", "a", 1_000_000, 0), backlog("x2", "a", 3, 0)}, 10, map[string]int{"x": 8, "x2": 2}},
+		"a small one in time": {[]store.Backlog{backlog("x", "a", 1_000_000, 0), backlog("x2", "a", 20, 0)}, 1000, map[string]int{"x": 980, "x2": 20}},
 		"the end comes near":  {[]store.Backlog{backlog("x", "a", 5000, 0), hurried}, 100, map[string]int{"x": 25, "h": 75}},
-		"within a tenant":     {[]store.Backlog{backlog("x", "a", 1000, 0), soon}, 100, map[string]int{"x": 25, "soon": 75}},
+		"within a tenant":     {[]store.Backlog{backlog("x", "a", 1000, 0), soon}, 100, map[string]int{"x": 37, "soon": 63}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

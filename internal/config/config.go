@@ -152,7 +152,7 @@ type Batches struct {
 	MaxLines int `yaml:"max_lines" default:"50000" min:"1" max:"1000000"`
 	// Whether all requests of a batch must name the same model.
 	SingleModel bool `yaml:"single_model" default:"false"`
-	// Requests of one batch that are in the queue at once.
+	// Requests of all batches together that are in the queue at once.
 	Window int `yaml:"window" default:"1000" min:"1" max:"10000"`
 	// How long a batch and its requests are kept after its end. Its files have their own time.
 	Retention time.Duration `yaml:"retention" default:"720h" min:"1m" max:"8760h"`

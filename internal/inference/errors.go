@@ -19,6 +19,7 @@ const (
 	CodeModelNotFound       ErrorCode = "model_not_found"
 	CodeNotFound            ErrorCode = "not_found"
 	CodeMethodNotAllowed    ErrorCode = "method_not_allowed"
+	CodeConflict            ErrorCode = "conflict" // it has moved on to where the call does not apply
 	CodeRequestTooLarge     ErrorCode = "request_too_large"
 	CodeRangeNotSatisfiable ErrorCode = "range_not_satisfiable"
 	CodeStorageFull         ErrorCode = "storage_full"        // no space for one more file

@@ -161,6 +161,7 @@ func TestParseError(t *testing.T) {
 		"detail":       {`{"detail":"m"}`, "m", "", "", ""},
 		"detail list":  {`{"detail":[{"loc":["body","messages",0,"role"],"msg":"m"}]}`, "m", "", "", "messages[0].role"},
 		"not JSON":     {`<html>`, "", "", "", ""},
+		"no message":   {`{"error":{"message":"","type":"t","code":"c","param":"p"}}`, "", "t", "c", "p"},
 		"says nothing": {`{"error":{}}`, "", "", "", ""},
 		"empty":        {``, "", "", "", ""},
 	}

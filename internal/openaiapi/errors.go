@@ -52,7 +52,8 @@ func encodeDetails(details map[string]any) []byte {
 
 // ParseError reads an upstream's error answer. It knows OpenAI's shape, its looser
 // relatives (error as a string, message at the top, a list around it) and FastAPI's
-// detail. ok is false when there is no message to be found. Texts are cut at 2 KB.
+// detail. ok is false when there is no message to be found; the rest may be there all the
+// same. Texts are cut at 2 KB.
 func ParseError(body []byte) (message, typ, code, param string, ok bool) {
 	if check(body) != nil {
 		return "", "", "", "", false
@@ -70,13 +71,10 @@ func ParseError(body []byte) (message, typ, code, param string, ok bool) {
 	if message == "" {
 		message, param = fastAPIDetail(root.field("detail"))
 	}
-	if message == "" {
-		return "", "", "", "", false
-	}
 	if p := e.field("param").clip(maxErrorText); p != "" {
 		param = p
 	}
-	return message, scalarText(e.field("type")), scalarText(e.field("code")), param, true
+	return message, scalarText(e.field("type")), scalarText(e.field("code")), param, message != ""
 }
 
 func firstText(candidates ...value) string {

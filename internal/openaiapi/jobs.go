@@ -90,17 +90,17 @@ type JobList struct {
 	HasMore bool
 }
 
-// MarshalJSON encodes the page as OpenAI does its own; an empty one has [] and empty ids.
+// MarshalJSON encodes the page as OpenAI does its own; an empty one has [] and null ids.
 func (l JobList) MarshalJSON() ([]byte, error) {
 	page := struct {
-		Object  string `json:"object"`
-		Data    []Job  `json:"data"`
-		FirstID string `json:"first_id"`
-		LastID  string `json:"last_id"`
-		HasMore bool   `json:"has_more"`
+		Object  string  `json:"object"`
+		Data    []Job   `json:"data"`
+		FirstID *string `json:"first_id"`
+		LastID  *string `json:"last_id"`
+		HasMore bool    `json:"has_more"`
 	}{Object: "list", Data: []Job{}, HasMore: l.HasMore}
 	if n := len(l.Data); n > 0 {
-		page.Data, page.FirstID, page.LastID = l.Data, l.Data[0].ID, l.Data[n-1].ID
+		page.Data, page.FirstID, page.LastID = l.Data, &l.Data[0].ID, &l.Data[n-1].ID
 	}
 	return json.Marshal(page)
 }
@@ -143,6 +143,17 @@ func TakeWebhook(body []byte) (rest, hook []byte, err error) {
 	}
 	object := cutMember(metadata.val, found[0])
 	return splice(body, metadata.end-len(metadata.val), metadata.end, object), hook, nil
+}
+
+// Unstreamed returns the request's body as one for a whole answer: without stream, and
+// without stream_options, which mean nothing then. The body must have been checked.
+func Unstreamed(body []byte) []byte {
+	for _, name := range []string{"stream", "stream_options"} {
+		if m, ok := topLevel(body, name); ok {
+			body = cutMember(body, m)
+		}
+	}
+	return body
 }
 
 // cutMember returns a copy of the object without the member, and without the comma that

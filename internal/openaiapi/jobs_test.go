@@ -39,6 +39,20 @@ func TestTakeWebhook(t *testing.T) {
 	require.Equal(t, "metadata.webhook", inference.AsError(err).Param)
 }
 
+func TestUnstreamed(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]string{
+		`{"model":"m"}`:                    `{"model":"m"}`,
+		`{"stream":true,"model":"m"}`:      `{"model":"m"}`,
+		` {"model":"m", "stream" : true }`: ` {"model":"m" }`,
+		`{"model":"m","stream_options":{"include_usage":true},"stream":true,"n":1}`:       `{"model":"m","n":1}`,
+		`{"\u0073tream":true,"stream_options":null}`:                                      `{}`,
+		`{"messages":[{"stream":true,"stream_options":1}],"stream":true,"user":"stream"}`: `{"messages":[{"stream":true,"stream_options":1}],"user":"stream"}`,
+	} {
+		require.Equal(t, want, string(Unstreamed([]byte(body))))
+	}
+}
+
 func TestJobOnTheWire(t *testing.T) {
 	t.Parallel()
 	at, provider := int64(1_700_000_000), "acme"
@@ -78,5 +92,5 @@ func TestJobOnTheWire(t *testing.T) {
 	require.Equal(t, []any{"list", "job_b", "job_a", true, 2}, []any{got.Object, got.FirstID, got.LastID, got.HasMore, len(got.Data)})
 	empty, err := json.Marshal(JobList{})
 	require.NoError(t, err)
-	require.JSONEq(t, `{"object":"list","data":[],"first_id":"","last_id":"","has_more":false}`, string(empty))
+	require.JSONEq(t, `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`, string(empty))
 }

@@ -40,7 +40,7 @@ type blobs struct {
 }
 
 func (b *blobs) ensure(ctx context.Context) error {
-	store, err := b.js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
+	store, err := ensureBucket(ctx, b.js, jetstream.ObjectStoreConfig{
 		Bucket:      blobBucket,
 		Description: "Bodies too large for a message.",
 		Storage:     jetstream.FileStorage,

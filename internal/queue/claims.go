@@ -93,6 +93,6 @@ func (h *Hearing) answer(ctx context.Context, m *nats.Msg, claim Claim) {
 		err = m.Respond(j.encode())
 	}
 	if err != nil {
-		h.conn.log.Warn("claim on a stored job not answered", "job_id", claim.JobID, "after", time.Since(began), "error", err)
+		h.conn.log.Debug("claim on a stored job not answered", "job_id", claim.JobID, "after", time.Since(began), "error", err)
 	}
 }

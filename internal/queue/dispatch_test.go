@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -469,3 +470,36 @@ func deadLetters(t *testing.T, c *Conn) []*jetstream.RawStreamMsg {
 }
 
 func newRaw(subject string, data []byte) *nats.Msg { return &nats.Msg{Subject: subject, Data: data} }
+
+// All processes ensure the streams again and again: one that is as it should be is not
+// touched, and one that is not is brought to its bound.
+func TestStreamsAreUpdatedWhenTheyDiffer(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	ensure := func() {
+		require.NoError(t, c.EnsureShared(t.Context()))
+		require.NoError(t, c.EnsureFiles(t.Context()))
+		_, err := c.EnsureQueue(t.Context(), testProvider, 10)
+		require.NoError(t, err)
+		_, err = c.EnsureStored(t.Context(), testProvider)
+		require.NoError(t, err)
+	}
+	ensure()
+	updates := make(chan string, 100)
+	sub, err := c.subscribe("$JS.API.STREAM.UPDATE.>", func(m *nats.Msg) { updates <- m.Subject })
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = sub.Unsubscribe() })
+	ensure()
+	require.NoError(t, c.nc.Flush())
+	require.Empty(t, updates)
+
+	c.limits.EventsBytes, c.limits.FilesBytes, c.limits.StoredJobs = c.limits.EventsBytes+1, c.limits.FilesBytes+1, c.limits.StoredJobs+7
+	ensure()
+	var told []string
+	for range 3 {
+		told = append(told, strings.TrimPrefix(receive(t, updates), "$JS.API.STREAM.UPDATE."))
+	}
+	require.ElementsMatch(t, []string{eventsStream, bucketStream(filesBucket), storedStream(testProvider)}, told)
+	require.NoError(t, c.nc.Flush())
+	require.Empty(t, updates)
+}

@@ -67,7 +67,7 @@ func (c *Conn) fileInfo(ctx context.Context, id string) (*jetstream.ObjectInfo, 
 	if err != nil {
 		return nil, err
 	}
-	m, err := c.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+filesStream, request)
+	m, err := c.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+bucketStream(filesBucket), request)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +192,7 @@ func (c *Conn) fileMessages(ctx context.Context, subject string, from uint64, mo
 	if err != nil {
 		return nil, err
 	}
-	if err := c.nc.PublishRequest("$JS.API.DIRECT.GET."+filesStream, sub.Subject, request); err != nil {
+	if err := c.nc.PublishRequest("$JS.API.DIRECT.GET."+bucketStream(filesBucket), sub.Subject, request); err != nil {
 		return nil, err
 	}
 	var messages []fileMessage

@@ -57,10 +57,10 @@ type files struct {
 func (c *Conn) EnsureFiles(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	if _, err := c.js.CreateOrUpdateObjectStore(ctx, c.limits.files()); err != nil {
+	if _, err := ensureBucket(ctx, c.js, c.limits.files()); err != nil {
 		return fmt.Errorf("ensure object store %s: %w", filesBucket, err)
 	}
-	stream, err := c.js.Stream(ctx, filesStream)
+	stream, err := c.js.Stream(ctx, bucketStream(filesBucket))
 	if err != nil {
 		return fmt.Errorf("ensure object store %s: %w", filesBucket, err)
 	}

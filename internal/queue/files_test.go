@@ -55,7 +55,7 @@ func readFile(t *testing.T, c *Conn, id string, offset int64) []byte {
 // held is how many messages the files' bucket holds.
 func held(t *testing.T, c *Conn) uint64 {
 	t.Helper()
-	stream, err := c.js.Stream(t.Context(), filesStream)
+	stream, err := c.js.Stream(t.Context(), bucketStream(filesBucket))
 	require.NoError(t, err)
 	return stream.CachedInfo().State.Msgs
 }
@@ -144,7 +144,7 @@ func TestAFileThatFailsLeavesNothing(t *testing.T) {
 func TestFewChunksAreOnTheirWay(t *testing.T) {
 	t.Parallel()
 	c := setupFiles(t, 1<<30)
-	require.NoError(t, c.js.DeleteStream(t.Context(), filesStream))
+	require.NoError(t, c.js.DeleteStream(t.Context(), bucketStream(filesBucket)))
 	sent := make(chan string, 100) // in the place of a server that is slow to store
 	sub, err := c.nc.Subscribe("$O."+filesBucket+".>", func(m *nats.Msg) {
 		if strings.HasPrefix(m.Subject, fileEntryStart) {
@@ -244,7 +244,7 @@ func TestDamagedAndVanishedContents(t *testing.T) {
 
 	_, err = c.PutFile(t.Context(), "g", bytes.NewReader(body))
 	require.NoError(t, err)
-	stream, err := c.js.Stream(t.Context(), filesStream)
+	stream, err := c.js.Stream(t.Context(), bucketStream(filesBucket))
 	require.NoError(t, err)
 	last, err := stream.GetLastMsgForSubject(t.Context(), fileChunks("g"))
 	require.NoError(t, err)
@@ -266,7 +266,7 @@ func TestDamagedAndVanishedContents(t *testing.T) {
 func TestTheFilesBucketTakesItsBound(t *testing.T) {
 	t.Parallel()
 	c := setupFiles(t, 8<<20)
-	stream, err := c.js.Stream(t.Context(), filesStream)
+	stream, err := c.js.Stream(t.Context(), bucketStream(filesBucket))
 	require.NoError(t, err)
 	cfg := stream.CachedInfo().Config
 	require.EqualValues(t, 8<<20, cfg.MaxBytes)

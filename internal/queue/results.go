@@ -3,11 +3,13 @@ package queue
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"sluice/internal/inference"
 )
@@ -292,4 +294,23 @@ func signal(ch chan struct{}) {
 	case ch <- struct{}{}:
 	default:
 	}
+}
+
+// OldestResult returns when the oldest result was published that nobody has taken yet, by
+// the server's clock, and the zero time when there is none.
+func (c *Conn) OldestResult(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	s, err := c.js.Stream(ctx, resultsStream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("look up %s: %w", resultsStream, err)
+	}
+	state := s.CachedInfo().State
+	if state.Msgs == 0 {
+		return time.Time{}, nil
+	}
+	return state.FirstTime, nil
 }

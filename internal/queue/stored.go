@@ -2,10 +2,13 @@ package queue
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/tidwall/gjson"
 
 	"sluice/internal/inference"
 )
@@ -65,37 +68,81 @@ func (c *Conn) PublishStored(ctx context.Context, jobs []*inference.Job) []Publi
 	return out
 }
 
-// StoredQueued reports whether the provider's queue still has the message of a stored job
-// that was given this place, waiting or in a worker's hands.
-func (c *Conn) StoredQueued(ctx context.Context, provider string, seq uint64) (bool, error) {
-	if seq == 0 {
-		return false, nil // no message has this place
-	}
-	return c.holds(ctx, storedStream(provider), seq)
-}
-
 // StoredPlace is where a stored job's message stands in a provider's queue.
 type StoredPlace struct {
 	JobID string
 	Seq   uint64 // zero: not known
 }
 
+// StoredQueued reports of each job whether the provider's queue still has its message at
+// this place, waiting or in a worker's hands. In a stream that was made anew the place may
+// be another job's.
+func (c *Conn) StoredQueued(ctx context.Context, provider string, jobs []StoredPlace) ([]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, storedTimeout)
+	defer cancel()
+	stream := storedStream(provider)
+	questions := make([]*nats.Msg, len(jobs))
+	for i, j := range jobs {
+		questions[i] = &nats.Msg{Subject: "$JS.API.STREAM.MSG.GET." + stream, Data: fmt.Appendf(nil, `{"seq":%d}`, max(j.Seq, 1))}
+	}
+	there := make([]bool, len(jobs))
+	for i, a := range c.exchange(ctx, questions) {
+		if a.err == nil && a.msg.Header.Get("Status") == "503" {
+			a.err = nats.ErrNoResponders // JetStream is down
+		}
+		if a.err != nil {
+			return nil, fmt.Errorf("look for messages of %s: %w", stream, a.err)
+		}
+		switch code, text := apiError(a.msg.Data); {
+		case code == 0:
+			there[i] = jobs[i].Seq > 0 && jobOf(a.msg.Data) == jobs[i].JobID
+		case !goneCode(code):
+			return nil, fmt.Errorf("look for message %d of %s: %s (%d)", jobs[i].Seq, stream, text, code)
+		}
+	}
+	return there, nil
+}
+
+// jobOf reads whose message the server has found.
+func jobOf(reply []byte) string {
+	lines, err := base64.StdEncoding.DecodeString(gjson.GetBytes(reply, "message.hdrs").Str)
+	if err != nil {
+		return ""
+	}
+	h, err := nats.DecodeHeadersMsg(lines)
+	if err != nil {
+		return ""
+	}
+	return h.Get(hdrJob)
+}
+
 // CancelStored tells the provider's workers to drop the jobs, and takes their messages out
 // of the queue in case that no worker has them yet.
 func (c *Conn) CancelStored(ctx context.Context, provider string, jobs []StoredPlace) error {
-	ids, removals := make([]string, 0, len(jobs)), make([]*nats.Msg, 0, len(jobs))
-	for _, j := range jobs {
-		ids = append(ids, j.JobID)
-		if j.Seq > 0 {
-			removals = append(removals, removal(storedStream(provider), j.Seq))
+	for some := range slices.Chunk(jobs, heldPerMessage) {
+		ids := make([]string, len(some))
+		for i, j := range some {
+			ids[i] = j.JobID
 		}
-	}
-	for len(ids) > 0 {
-		n := min(len(ids), heldPerMessage)
-		if err := c.nc.Publish(cancelSubject(provider), encodeIDs(ids[:n])); err != nil {
+		if err := c.nc.Publish(cancelSubject(provider), encodeIDs(ids)); err != nil {
 			return fmt.Errorf("cancel %d stored jobs of %s: %w", len(jobs), provider, err)
 		}
-		ids = ids[n:]
+	}
+	return c.RemoveStored(ctx, provider, jobs)
+}
+
+// RemoveStored takes messages out of the provider's queue that stand for jobs no more,
+// while others may.
+func (c *Conn) RemoveStored(ctx context.Context, provider string, jobs []StoredPlace) error {
+	there, err := c.StoredQueued(ctx, provider, jobs)
+	if err != nil {
+		return err
+	}
+	var removals []*nats.Msg
+	for i, j := range jobs {
+		if there[i] {
+			removals = append(removals, removal(storedStream(provider), j.Seq))
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, storedTimeout)
 	defer cancel()
@@ -105,7 +152,7 @@ func (c *Conn) CancelStored(ctx context.Context, provider string, jobs []StoredP
 			err = removed(a.msg)
 		}
 		if err != nil {
-			return fmt.Errorf("cancel %d stored jobs of %s: %w", len(jobs), provider, err)
+			return fmt.Errorf("remove %d messages of %s: %w", len(removals), storedStream(provider), err)
 		}
 	}
 	return nil

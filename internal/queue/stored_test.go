@@ -209,7 +209,7 @@ func TestStoredJobsWithoutAConnection(t *testing.T) {
 		require.ErrorIs(t, p.Err, errNotConnected)
 	}
 	require.Error(t, c.CancelStored(t.Context(), testProvider, []StoredPlace{{NewJobID(testIngress, time.Now()), 1}}))
-	_, err := c.StoredQueued(t.Context(), testProvider, 1)
+	_, err := c.StoredQueued(t.Context(), testProvider, []StoredPlace{{"", 1}})
 	require.Error(t, err)
 	_, err = c.HearClaims(inference.LaneBatch, nil)
 	require.Error(t, err)
@@ -224,20 +224,22 @@ func TestStoredQueued(t *testing.T) {
 	t.Parallel()
 	c := setupStored(t, 10)
 	d, e := dispatcher(t, c)
-	queued := func(provider string, seq uint64) bool {
-		there, err := c.StoredQueued(t.Context(), provider, seq)
+	j := storedJob(inference.LaneBatch, "{}")
+	queued := func(id string, seq uint64) bool {
+		there, err := c.StoredQueued(t.Context(), testProvider, []StoredPlace{{id, 0}, {id, seq}, {id, 1_000}})
 		require.NoError(t, err)
-		return there
+		require.Equal(t, []bool{false, false}, []bool{there[0], there[2]})
+		return there[1]
 	}
 	require.NoError(t, publish(t, d, e, testJob("{}")).err)
-	require.False(t, queued(testProvider, 1), "that place is in another stream")
-	publishStored(t, c, storedJob(inference.LaneBatch, "{}"))
-	require.True(t, queued(testProvider, 1))
+	require.False(t, queued(j.ID, 1), "that place is in another stream")
+	publishStored(t, c, j)
+	require.True(t, queued(j.ID, 1))
+	require.False(t, queued(storedJob(inference.LaneBatch, "{}").ID, 1), "it is another job's")
 	held := receive(t, pullLane(t, c, inference.LaneBatch, 1))
-	require.True(t, queued(testProvider, 1), "in a worker's hands")
+	require.True(t, queued(j.ID, 1), "in a worker's hands")
 	held.Ack()
-	eventually(t, func() bool { return !queued(testProvider, 1) }, "gone")
-	require.False(t, queued(testProvider, 0))
+	eventually(t, func() bool { return !queued(j.ID, 1) }, "gone")
 	require.False(t, queued("nobody", 1))
 	there, err := d.Queued(t.Context(), testProvider, 1)
 	require.NoError(t, err)
@@ -285,7 +287,10 @@ func TestStoredJobsAreCancelled(t *testing.T) {
 	require.ErrorIs(t, c.CancelStored(over, testProvider, places[:1]), context.Canceled)
 	_, err = c.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: storedStream("sealed"), Subjects: []string{"job.sealed.batch"}, DenyDelete: true})
 	require.NoError(t, err)
-	require.ErrorContains(t, c.CancelStored(t.Context(), "sealed", places[:1]), "not permitted")
+	j := storedJob(inference.LaneBatch, "{}")
+	j.Candidates[0].Provider = "sealed"
+	require.NoError(t, c.PublishStored(t.Context(), []*inference.Job{j})[0].Err)
+	require.ErrorContains(t, c.CancelStored(t.Context(), "sealed", []StoredPlace{{j.ID, 1}}), "not permitted")
 }
 
 func TestStoredLanesHaveTheirOwnBounds(t *testing.T) {
@@ -355,11 +360,13 @@ func TestStoredJobsAndResultsSurviveTheServer(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(after.Close)
 	c = connectTo(t, after)
-	for _, p := range places {
-		there, err := c.StoredQueued(t.Context(), testProvider, p.Seq)
-		require.NoError(t, err)
-		require.True(t, there)
+	asked := make([]StoredPlace, len(places))
+	for i, p := range places {
+		asked[i] = StoredPlace{jobs[i].ID, p.Seq}
 	}
+	there, err := c.StoredQueued(t.Context(), testProvider, asked)
+	require.NoError(t, err)
+	require.NotContains(t, there, false)
 	require.NoError(t, c.EnsureShared(t.Context()))
 	ensureStored(t, c)
 	require.Equal(t, places, publishStored(t, c, jobs...), "it still knows them")

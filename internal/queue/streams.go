@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -119,14 +120,49 @@ func (c *Conn) SetLaneConcurrency(ctx context.Context, provider string, lane inf
 	return nil
 }
 
+// ensureStream creates the stream, or brings one that is there to the configuration. One
+// that has it is left alone: all processes ask for that again and again, and an update
+// holds up what goes on in the stream.
 func (c *Conn) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
+	there, err := c.js.Stream(ctx, cfg.Name)
+	if err == nil && configured(there.CachedInfo().Config, cfg) {
+		return there.CachedInfo(), nil
+	}
 	s, err := c.js.CreateOrUpdateStream(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("ensure stream %s: %w", cfg.Name, err)
 	}
 	return s.CachedInfo(), nil
+}
+
+// configured reports whether a stream has what is asked for, as far as we ask for anything.
+func configured(has, want jetstream.StreamConfig) bool {
+	bound := func(n int64) int64 {
+		if n == 0 {
+			return -1 // as the server says that there is none
+		}
+		return n
+	}
+	return has.Description == want.Description && slices.Equal(has.Subjects, want.Subjects) && has.Retention == want.Retention &&
+		has.Storage == want.Storage && has.Replicas == max(want.Replicas, 1) && has.Discard == want.Discard &&
+		has.MaxMsgs == bound(want.MaxMsgs) && has.MaxBytes == bound(want.MaxBytes) && has.MaxAge == want.MaxAge &&
+		has.AllowDirect == want.AllowDirect && (has.Duplicates == want.Duplicates || want.Duplicates == 0)
+}
+
+// ensureBucket is ensureStream for an object store.
+func ensureBucket(ctx context.Context, js jetstream.JetStream, cfg jetstream.ObjectStoreConfig) (jetstream.ObjectStore, error) {
+	there, err := js.Stream(ctx, bucketStream(cfg.Bucket))
+	if err == nil {
+		has, want := there.CachedInfo().Config, there.CachedInfo().Config
+		want.Description, want.Storage, want.Replicas = cfg.Description, cfg.Storage, cfg.Replicas
+		want.MaxBytes, want.MaxAge = cfg.MaxBytes, cfg.TTL
+		if configured(has, want) {
+			return js.ObjectStore(ctx, cfg.Bucket)
+		}
+	}
+	return js.CreateOrUpdateObjectStore(ctx, cfg)
 }
 
 // Depth is what stands in the interactive lane of one provider's queue.

@@ -20,7 +20,6 @@ const (
 	deadStream     = "SLUICE_DEAD"
 	blobBucket     = "SLUICE_BLOBS"
 	filesBucket    = "SLUICE_FILES"
-	filesStream    = "OBJ_" + filesBucket
 	jobStreamStart = "SLUICE_JOB_"
 	storedStart    = "SLUICE_STORED_"
 	ledgerConsumer = "ledger"
@@ -31,6 +30,9 @@ const (
 )
 
 // jobStream holds the provider's interactive lane, storedStream those of stored jobs.
+// bucketStream is the stream of an object store.
+func bucketStream(bucket string) string { return "OBJ_" + bucket }
+
 func jobStream(provider string) string { return jobStreamStart + provider }
 
 func storedStream(provider string) string { return storedStart + provider }

@@ -114,7 +114,7 @@ func (s *postgresServer) start() error {
 		log, err := s.logFrom(end)
 		switch {
 		case err != nil:
-		case bytes.Contains(log, []byte("FATAL:")):
+		case ended(log):
 			err = fmt.Errorf("server ended: %s", lastLines(log))
 			if bytes.Contains(log, []byte("could not bind")) {
 				err = errPortTaken
@@ -166,6 +166,17 @@ func (s *postgresServer) ready() bool {
 	}
 	lines := strings.Split(string(pidFile), "\n")
 	return len(lines) > 7 && strings.TrimSpace(lines[7]) == "ready"
+}
+
+// ended reports whether a starting server's log tells its end. Clients that are there
+// before it is ready are refused with words of the same weight.
+func ended(log []byte) bool {
+	for line := range bytes.Lines(log) {
+		if bytes.Contains(line, []byte("FATAL:")) && !bytes.Contains(line, []byte("the database system is starting up")) {
+			return true
+		}
+	}
+	return false
 }
 
 // stop stops the server and keeps its data.

@@ -27,6 +27,7 @@ func batchCalls(ctx context.Context, s *postgres.Store) map[string]func() error 
 		"Batch":          func() error { _, err := s.Batch(ctx, "acme", "id"); return err },
 		"ListBatches":    func() error { _, err := s.ListBatches(ctx, store.BatchFilter{Tenant: "acme"}); return err },
 		"LeaseBatches":   func() error { _, err := s.LeaseBatches(ctx, "me", now, 1, 1); return err },
+		"VoidLeases":     func() error { return s.VoidLeases(ctx, now) },
 		"ReleaseBatches": func() error { return s.ReleaseBatches(ctx, "me") },
 		"AddLines":       func() error { return s.AddLines(ctx, "me", "id", nil, 1, nil) },
 		"LineIDs":        func() error { _, err := s.LineIDs(ctx, "id", 0, 1); return err },

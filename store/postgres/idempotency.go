@@ -24,9 +24,9 @@ func (s *Store) BeginIdempotent(
 	if err := request.Validate(); err != nil {
 		return store.IdempotentState{}, err
 	}
-	args := statement.IdempotentArgs(request, now, lease, keep, stamp)
+	args := func(r store.IdempotentRequest) []any { return statement.IdempotentArgs(r, now, lease, keep, stamp) }
 	for range beginTries {
-		inserted, err := s.exec(ctx, statement.InsertIdempotent, args...)
+		inserted, err := s.exec(ctx, statement.InsertIdempotent, args(request)...)
 		if err != nil {
 			return store.IdempotentState{}, fmt.Errorf("take idempotency key: %w", err)
 		}
@@ -47,7 +47,7 @@ func (s *Store) BeginIdempotent(
 
 // meetIdempotent looks at the key that is there, and takes it where it may.
 func (s *Store) meetIdempotent(
-	ctx context.Context, request store.IdempotentRequest, now time.Time, args []any,
+	ctx context.Context, request store.IdempotentRequest, now time.Time, args func(store.IdempotentRequest) []any,
 ) (state store.IdempotentState, err error) {
 	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		held, err := queryOne(ctx, tx, scanHeld, statement.HeldIdempotent+` FOR UPDATE`, request.Tenant, request.Key)
@@ -57,7 +57,7 @@ func (s *Store) meetIdempotent(
 		if state, err = held.Meet(request, now); err != nil || state.Outcome != store.IdempotentNew {
 			return err
 		}
-		_, err = tx.Exec(ctx, statement.TakeOverIdempotent, args...)
+		_, err = tx.Exec(ctx, statement.TakeOverIdempotent, args(request.Heir(state))...)
 		return err
 	})
 	return state, err

@@ -200,10 +200,23 @@ func (s *Store) ownedWithin(
 	return nil
 }
 
-// endBatch gives a batch its last status, and tells its tenant.
+// endBatch gives a batch its last status and the files that it made, and tells its tenant.
 func endBatch(ctx context.Context, tx *sql.Tx, b store.Batch, end store.BatchEnd) error {
-	_, err := execTx(ctx, tx, statement.EndBatch(end.Status), b.ID, stamp(end.At), end.OutputFile, end.ErrorFile, stamp(end.Purge))
+	end, err := end.Of(b)
 	if err != nil {
+		return err
+	}
+	for _, file := range end.Files() {
+		_, err := oneRow(ctx, tx, scanFile, statement.CreateFile, statement.CreateFileArgs(file, stamp)...)
+		if errors.Is(err, store.ErrNotFound) {
+			err = store.ErrDuplicate
+		}
+		if err != nil {
+			return fmt.Errorf("create file %s: %w", file.ID, err)
+		}
+	}
+	output, failed := end.FileIDs()
+	if _, err := execTx(ctx, tx, statement.EndBatch(end.Status), b.ID, stamp(end.At), output, failed, stamp(end.Purge)); err != nil {
 		return err
 	}
 	_, err = appendEvents(ctx, tx, []store.Event{end.Event(b)})

@@ -16,9 +16,7 @@ func (s *Store) CreateFile(ctx context.Context, file store.File) error {
 	if err := file.Validate(); err != nil {
 		return err
 	}
-	file = file.Clean()
-	made, err := query(ctx, s.writer, scanFile, statement.CreateFile,
-		file.ID, file.Tenant, file.Purpose, file.Filename, file.Bytes, file.Digest, micros(file.CreatedAt), nullMicros(file.ExpiresAt))
+	made, err := query(ctx, s.writer, scanFile, statement.CreateFile, statement.CreateFileArgs(file.Clean(), stamp)...)
 	if err != nil {
 		return fmt.Errorf("create file %s: %w", file.ID, err)
 	}

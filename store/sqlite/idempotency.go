@@ -17,7 +17,7 @@ func (s *Store) BeginIdempotent(
 	if err := request.Validate(); err != nil {
 		return store.IdempotentState{}, err
 	}
-	args := statement.IdempotentArgs(request, now, lease, keep, stamp)
+	args := func(r store.IdempotentRequest) []any { return statement.IdempotentArgs(r, now, lease, keep, stamp) }
 	err = s.inTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		held, err := queryTx(ctx, tx, scanHeld, statement.HeldIdempotent, request.Tenant, request.Key)
 		if err != nil {
@@ -25,13 +25,13 @@ func (s *Store) BeginIdempotent(
 		}
 		if len(held) == 0 {
 			state = store.IdempotentState{Outcome: store.IdempotentNew}
-			_, err = tx.ExecContext(ctx, statement.InsertIdempotent, args...)
+			_, err = tx.ExecContext(ctx, statement.InsertIdempotent, args(request)...)
 			return err
 		}
 		if state, err = held[0].Meet(request, now); err != nil || state.Outcome != store.IdempotentNew {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, statement.TakeOverIdempotent, args...)
+		_, err = tx.ExecContext(ctx, statement.TakeOverIdempotent, args(request.Heir(state))...)
 		return err
 	})
 	if err != nil {

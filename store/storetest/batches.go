@@ -68,10 +68,11 @@ func batchIDs(batches []store.Batch) []string {
 	return ids
 }
 
-// endOf is how the batches of these tests end.
+// endOf is how the batches of these tests end, each time with other files.
 func endOf(status store.BatchStatus) store.BatchEnd {
+	output, failed := newFile(store.NewFileID()), newFile(store.NewFileID())
 	return store.BatchEnd{
-		Status: status, OutputFile: "file-out", ErrorFile: "file-err",
+		Status: status, OutputFile: &output, ErrorFile: &failed,
 		At: noon.Add(time.Hour), Purge: noon.Add(30 * 24 * time.Hour),
 	}
 }
@@ -315,7 +316,7 @@ func statuses(t *testing.T, open Open) {
 	end := endOf(store.BatchExpired)
 	require.NoError(t, s.CompleteBatch(t.Context(), owner, "batch_1", end))
 	want.Status, want.ExpiredAt, want.PurgeAt = store.BatchExpired, end.At, end.Purge
-	want.OutputFile, want.ErrorFile = "file-out", "file-err"
+	want.OutputFile, want.ErrorFile = end.OutputFile.ID, end.ErrorFile.ID
 	want.Owner, want.LeasedUntil = "", time.Time{}
 	require.Equal(t, want, batch(t, s, "batch_1"))
 

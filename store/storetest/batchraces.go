@@ -25,6 +25,7 @@ var batchRaceTests = map[string]func(*testing.T, Open){
 	"of all who want a batch at one time one gets it":                      leaseRace,
 	"of all who add the same lines each adds the rest":                     addRace,
 	"a batch that everybody works on at one time ends with each line once": courseRace,
+	"whoever was told that a batch is being cancelled finds it cancelled":  cancelRace,
 }
 
 // together runs the calls at one time, in three processes that share them.
@@ -239,5 +240,43 @@ func watch(ctx context.Context, s store.Store, ids []string, over <-chan struct{
 			}
 			last[id] = b
 		}
+	}
+}
+
+// cancelRace cancels batches while their owner, who has read them before, brings them to
+// their end.
+func cancelRace(t *testing.T, open Open) {
+	const batches = 40
+	s := migrated(t, open)
+	var told [batches]store.Batch
+	id := func(i int) string { return fmt.Sprintf("batch_%02d", i) }
+	for i := range batches {
+		createBatch(t, s, id(i))
+		require.NoError(t, s.BeginBatch(t.Context(), owner, id(i), noon))
+	}
+	cancel := func(ctx context.Context, s store.Store) (err error) {
+		for i := 0; i < batches && err == nil; i++ {
+			told[i], err = s.CancelBatch(ctx, "acme", id(i), noon)
+		}
+		return err
+	}
+	complete := func(ctx context.Context, s store.Store) error {
+		for i := range batches {
+			if err := s.FinalizeBatch(ctx, owner, id(i), noon); err != nil {
+				return err
+			}
+			if err := s.CompleteBatch(ctx, owner, id(i), endOf(store.BatchCompleted)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	require.NoError(t, together(t, open, cancel, complete))
+	for i := range batches {
+		want := store.BatchCompleted
+		if told[i].Status == store.BatchCancelling {
+			want = store.BatchCancelled
+		}
+		require.Equal(t, want, batch(t, s, id(i)).Status)
 	}
 }

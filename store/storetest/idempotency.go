@@ -115,6 +115,26 @@ var idempotencyTests = map[string]func(*testing.T, Open){
 		require.NoError(t, s.FinishIdempotent(t.Context(), "acme", "order-1", "b", newAnswer()))
 	},
 
+	"a request that inherits becomes the job of who was lost first": func(t *testing.T, open Open) {
+		s := migrated(t, open)
+		heir := func(owner string) store.IdempotentRequest {
+			r := request(owner)
+			r.Inherits = true
+			return r
+		}
+		lost := store.IdempotentState{Outcome: store.IdempotentNew, JobID: "job-of-a"}
+		require.Equal(t, isNew, begin(t, s, heir("a"), noon))
+		require.Equal(t, isNew, begin(t, s, heir("a"), noon), "a repeated call of the owner's inherits nothing")
+		require.Equal(t, lost, begin(t, s, heir("b"), noon.Add(lease)))
+		require.Equal(t, lost, begin(t, s, heir("b"), noon.Add(lease)), "nor does one lose what it has inherited")
+		require.Equal(t, "job-of-a", begin(t, s, heir("c"), noon.Add(lease)).JobID, "in flight")
+		require.Equal(t, lost, begin(t, s, heir("c"), noon.Add(2*lease)), "two were lost")
+
+		require.NoError(t, s.RenewIdempotent(t.Context(), "acme", "order-1", "c", noon.Add(2*lease)))
+		require.Equal(t, lost, begin(t, s, heir("d"), noon.Add(2*lease)), "a lease that its owner ended")
+		require.Equal(t, isNew, begin(t, s, heir("e"), noon.Add(2*lease+keep)), "what is no longer kept is nobody's")
+	},
+
 	"a lease is renewed by its owner": func(t *testing.T, open Open) {
 		s := migrated(t, open)
 		begin(t, s, request("a"), noon)

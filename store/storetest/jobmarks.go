@@ -221,6 +221,11 @@ var markTests = map[string]func(*testing.T, Open){
 		require.Equal(t, 2*stride, got[0].Epoch)
 		require.True(t, got[0].NotBefore.IsZero())
 
+		requeue(t, s, store.Requeue{ID: "job-1", Epoch: 2 * stride, Unsent: true})
+		got = leaseAt(t, s, noon, 10)
+		require.Len(t, got, 1)
+		require.Equal(t, 2*stride, got[0].Epoch, "no message of that epoch was ever sent")
+
 		_, err := s.FinishJobs(t.Context(), []store.JobEnd{newEnd("job-1")})
 		require.NoError(t, err)
 		want = job(t, s, "job-1")

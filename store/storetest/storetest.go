@@ -62,6 +62,8 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 		runAll(t, newDatabase, batchTests)
 		runAll(t, newDatabase, batchLineTests)
 		runAll(t, newDatabase, batchEndTests)
+		runAll(t, newDatabase, batchFileTests)
+		runAll(t, newDatabase, voidTests)
 		runAll(t, newDatabase, batchRaceTests)
 	})
 	t.Run("idempotency", func(t *testing.T) {

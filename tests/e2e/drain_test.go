@@ -45,6 +45,9 @@ func startLoad(t *testing.T, name string, clients int, targets ...client) *load 
 	return l
 }
 
+// errBegun marks the failure of a stream of which the client had seen a part.
+var errBegun = errors.New("its answer had begun")
+
 // call makes one request, which is never given up: the load stops between two.
 func (l *load) call(ctx context.Context, id string, turn int, targets []client) {
 	var text string
@@ -62,6 +65,8 @@ func (l *load) call(ctx context.Context, id string, turn int, targets []client) 
 	}
 	if err == nil && text != "echo "+id {
 		err = fmt.Errorf("answer %q", text)
+	} else if err != nil && text != "" {
+		err = fmt.Errorf("%w: %w", errBegun, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

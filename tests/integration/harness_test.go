@@ -209,6 +209,7 @@ func (s *stack) addIngress() {
 		ID: queue.NewProcessID(), Conn: d.conn, Keys: s.db, StaticKeys: o.static, Append: s.db.AppendUsage, Ping: s.db.Ping,
 		Providers: infos, Policy: o.policy, Webhooks: hooks,
 		Jobs:    ingress.JobOptions{Store: s.db, Retention: time.Hour, Deadline: time.Hour, MaxWait: patience, MaxPerTenant: 10_000},
+		Batches: ingress.BatchOptions{Store: s.db, MaxLines: 10_000, MaxLineBytes: int(o.maxBody), Window: 1000, Retention: time.Hour},
 		Timeout: o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight, BodyMemory: 512 << 20,
 		Files:   ingress.FileOptions{Rows: s.db, MaxBytes: 96 << 20, MaxBatchBytes: 32 << 20, MaxTransfers: 16},
 		Metrics: ingress.NewMetrics(reg), MetricsHandler: observability.MetricsHandler(reg), Logger: s.log,

@@ -33,6 +33,8 @@ func aims() []aim {
 		{text: "fleet under a burst: every request in the ledger", metric: "burst_unrecorded", limit: 0, system: systemExternal},
 		{text: "fleet under a burst: each called once", metric: "burst_repeats", limit: 0, system: systemExternal},
 		{text: "fleet under a burst: passed by two younger ones for each slot at most", metric: "burst_passed", limit: 40, system: systemExternal},
+		{text: "batch of 200 MB: memory less than 150 MB above idle", metric: "batch_memory", limit: 150},
+		{text: "beside a batch in all slots: p99 at most 1.5 times what it is alone", metric: "beside_ratio", limit: 1.5},
 		{text: "no request failed, hung or lost a token", metric: "failures", limit: 0},
 	}
 }

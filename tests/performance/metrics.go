@@ -76,6 +76,14 @@ func metrics() []metric {
 		{name: "burst_repeats", label: "– of them called more than once", grain: 1, compared: asIs},
 		{name: "burst_passed", label: "– younger ones begun before an older one, at most", grain: 20, compared: asIs, tolerance: 1},
 		{name: "burst_late", label: "– longest that an older one began after a younger, ms", decimals: 1},
+		{name: "batch_rate", label: "batch, upload to output, lines/s", higher: true, grain: 1, compared: asIs, tolerance: 0.4},
+		{name: "batch_cpu", label: "CPU per 1,000 lines, ms", grain: 1, compared: asIs, tolerance: 0.4},
+		{name: "batch_memory_tenth", label: "memory above idle, a batch of 20 MB, MB", decimals: 1},
+		{name: "batch_memory", label: "memory above idle, a batch of 200 MB, MB", decimals: 1, grain: 20, compared: asIs, tolerance: 0.4},
+		{name: "beside_alone", label: "50 calls/s of 50 ms, latency p99, ms", decimals: 2},
+		{name: "beside_p50", label: "– beside a batch in all slots, p50, ms", decimals: 2},
+		{name: "beside_p99", label: "– beside a batch in all slots, p99, ms", decimals: 2},
+		{name: "beside_ratio", label: "– times what it is alone", decimals: 2, grain: 0.5, compared: asIs, tolerance: 0.3},
 		{name: "failures", label: "failures, all scenarios", grain: 1, compared: asIs},
 	}
 }

@@ -8,10 +8,12 @@ const (
 	scenarioStreams  = "streams"  // first token, gaps, memory
 	scenarioOverload = "overload" // more than the upstream can take
 	scenarioFleet    = "fleet"    // several upstreams that share one queue
+	scenarioBatch    = "batch"    // lines a second, memory
+	scenarioBeside   = "beside"   // calls beside a batch that has all slots
 )
 
 func allScenarios() []string {
-	return []string{scenarioCalls, scenarioStreams, scenarioOverload, scenarioFleet}
+	return []string{scenarioCalls, scenarioStreams, scenarioOverload, scenarioFleet, scenarioBatch, scenarioBeside}
 }
 
 // The sizes that the aims are stated for.
@@ -35,7 +37,7 @@ const (
 // plan is how long a run takes its time for each part.
 type plan struct {
 	rounds         int
-	overloadRounds int // of the overload and of the fleet
+	overloadRounds int // of the overload, the fleet and batches
 	warmup         time.Duration
 	low            time.Duration // at 200 requests a second
 	high           time.Duration // at 1,000
@@ -46,6 +48,9 @@ type plan struct {
 	fleetWarmup    time.Duration
 	fleetLoaded    time.Duration // at 90% of what the fleet can do
 	fleetBurst     time.Duration // at five times as much, which takes five times as long to serve
+	batchLines     int
+	largeLines     int // of a file of 200 MB, or less
+	besideTime     time.Duration
 	even           bool
 }
 
@@ -57,6 +62,7 @@ func fullPlan() plan {
 		low: 5 * time.Second, high: 4 * time.Second, most: 3 * time.Second,
 		ramp: 2 * time.Second, open: 4 * time.Second, overload: 10 * time.Second,
 		fleetWarmup: 2 * time.Second, fleetLoaded: 20 * time.Second, fleetBurst: 10 * time.Second,
+		batchLines: 50_000, largeLines: 10_000, besideTime: 10 * time.Second,
 	}
 }
 
@@ -66,6 +72,7 @@ func quickPlan() plan {
 		low: 2 * time.Second, high: 2 * time.Second, most: 1500 * time.Millisecond,
 		ramp: time.Second, open: 2 * time.Second, overload: 4 * time.Second,
 		fleetWarmup: time.Second, fleetLoaded: 6 * time.Second, fleetBurst: 2 * time.Second,
+		batchLines: 5_000, largeLines: 1_000, besideTime: 4 * time.Second,
 	}
 }
 

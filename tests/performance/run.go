@@ -86,14 +86,16 @@ func (b *bench) round(ctx context.Context, o runOptions, r *report, round int, p
 }
 
 // measures says whether a system has a part in a scenario. An overload says nothing of
-// the upstream alone, and a fleet is served by a proxy that deals out or by workers
-// that each stand beside an upstream.
+// the upstream alone, a fleet is served by a proxy that deals out or by workers
+// that each stand beside an upstream, and only Sluice has batches.
 func (p plan) measures(scenario, system string, round int) bool {
 	switch scenario {
 	case scenarioOverload:
 		return system != systemDirect && round < p.overloadRounds
 	case scenarioFleet:
 		return (system == systemFloor || system == systemExternal) && round < p.overloadRounds
+	case scenarioBatch, scenarioBeside:
+		return isSluice(system) && round < p.overloadRounds
 	default:
 		return true
 	}

@@ -47,6 +47,10 @@ func (m *measurement) scenario(name string) (place, func(context.Context) error)
 		return place{targets: []string{m.upstream}, concurrency: 2 * streamCount}, m.streams
 	case scenarioOverload:
 		return place{targets: []string{m.thinking}, concurrency: overloadConcurrency, boundProxy: true}, m.overloaded
+	case scenarioBatch:
+		return place{targets: []string{m.upstream}, concurrency: callConcurrency}, m.batches
+	case scenarioBeside:
+		return place{targets: []string{m.thinking}, concurrency: besideSlots}, m.beside
 	case scenarioFleet:
 		return place{targets: m.members, concurrency: slotsOf(fleetMembers())}, m.fleet
 	default:

@@ -42,6 +42,10 @@ const (
 	ReleaseBatches = `UPDATE batches SET owner = '', leased_until = NULL WHERE owner = $1 AND ` + batchUnfinished
 	OwnedBatches   = `SELECT id FROM batches WHERE owner = $1 AND ` + batchUnfinished + ` ORDER BY id`
 
+	// VoidBatches ends every lease, OwnedByAnybody selects the ids of those batches.
+	VoidBatches    = `UPDATE batches SET owner = '', leased_until = NULL WHERE owner <> '' AND ` + batchUnfinished
+	OwnedByAnybody = `SELECT id FROM batches WHERE owner <> '' AND ` + batchUnfinished + ` ORDER BY id`
+
 	// FreeBatches selects the ids of unfinished batches that the owner $1 has or may have at
 	// $2, $3 at most; FreeBatch is their condition.
 	FreeBatches = `SELECT id FROM batches WHERE ` + FreeBatch + ` ORDER BY owner = $1 DESC, created_at, id LIMIT $3`

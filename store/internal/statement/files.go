@@ -18,6 +18,11 @@ const alive = `(expires_at IS NULL OR expires_at > %s)`
 const CreateFile = `INSERT INTO files (` + FileColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 	ON CONFLICT (id) DO NOTHING RETURNING ` + FileColumns
 
+// CreateFileArgs returns the values of a clean file for CreateFile. stamp encodes a time.
+func CreateFileArgs(f store.File, stamp func(time.Time) any) []any {
+	return []any{f.ID, f.Tenant, f.Purpose, f.Filename, f.Bytes, f.Digest, stamp(f.CreatedAt), stamp(f.ExpiresAt)}
+}
+
 // The reading and removal of one file. All take the tenant, the id and the time, but
 // FilePlace, which takes no time: a list goes on also behind a file that has expired
 // meanwhile.

@@ -69,7 +69,11 @@ func RequeueArgs(r store.Requeue, stamp func(time.Time) any) ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("job %s: %w", r.ID, err)
 	}
-	return []any{r.ID, int64(r.Epoch), int64(store.NextEpoch(r.Epoch)), stamp(r.NotBefore), int64(r.Attempts), tries}, nil
+	next := store.NextEpoch(r.Epoch)
+	if r.Unsent {
+		next = r.Epoch
+	}
+	return []any{r.ID, int64(r.Epoch), int64(next), stamp(r.NotBefore), int64(r.Attempts), tries}, nil
 }
 
 // CountArgs returns the values for CountLines.

@@ -84,6 +84,15 @@ const MayLease = `(leased_until IS NULL OR leased_until <= $1) AND (not_before I
 var LeaseJob = fmt.Sprintf(`leased_until = $2,
 	epoch = CASE WHEN leased_until IS NULL THEN epoch ELSE (epoch / %[1]d + 1) * %[1]d END`, inference.EpochStride)
 
+// LeasedJobs selects the ids of jobs and of lines that are leased at $1, by the indexes that
+// such ones are in. VoidJob ends a lease at that time; it does not undo it, so that the next
+// one raises the epoch.
+const (
+	LeasedJobs = `SELECT id FROM jobs WHERE ` + waiting + ` AND leased_until > $1
+		UNION ALL SELECT id FROM jobs WHERE ` + LineOut + ` AND dispatched_at IS NULL AND leased_until > $1`
+	VoidJob = `leased_until = $1`
+)
+
 // headColumns are what is asked of a job before it is leased.
 const headColumns = `id, tenant, created_at, leased_until, coalesce(length(body), 0) AS size`
 
