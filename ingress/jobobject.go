@@ -151,7 +151,7 @@ func answerBody(j store.Job) []byte {
 	if len(j.Response) > 0 {
 		return j.Response
 	}
-	return errorJSON(endError(j), map[string]any{"job_id": j.ID})
+	return errorJSON(endError(j), map[string]any{"job_id": store.JobPrefix + j.ID})
 }
 
 // statusOfEnd is the HTTP status of a job that has ended.

@@ -108,6 +108,8 @@ func TestJobThatFails(t *testing.T) {
 	r.take().fail(&inference.Error{Code: inference.CodeUpstreamInvalid, Message: "The provider sent nonsense."})
 	require.Equal(t, "failed", r.show(id, "?wait=20").Status)
 	r.get("/v1/jobs/"+id+"/result").fails(http.StatusBadGateway, inference.CodeUpstreamInvalid)
+	_, text = r.get("/v1/jobs/" + id + "/result").whole()
+	require.Contains(t, text, `"job_id":"`+id+`"`, "the id that the API takes")
 
 	id = r.later(plainRequest)
 	r.take().fail(&inference.Error{Code: inference.CodeUpstreamUnavailable, Message: "The provider cannot be reached.", Retryable: true})

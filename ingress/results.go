@@ -166,7 +166,11 @@ func (d *stored) endOf(r *queue.Result, body []byte, now time.Time) store.JobEnd
 		end.Status = store.JobExpired
 	}
 	end.Record.ErrorCode, end.Record.Status = e.Err.Code, statusOf(e.Err)
-	end.Response = errorJSON(e.Err, map[string]any{"job_id": e.JobID, "provider": e.Provider})
+	id := e.JobID
+	if r.Lane == inference.LaneBackground {
+		id = store.JobPrefix + id // a line is no job of the API's
+	}
+	end.Response = errorJSON(e.Err, map[string]any{"job_id": id, "provider": e.Provider})
 	return end
 }
 

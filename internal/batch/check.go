@@ -26,7 +26,6 @@ const (
 	FaultLineTooLong   = "line_too_large"
 	FaultFileGone      = "file_not_found"
 	FaultFileDamaged   = "file_damaged"
-	FaultKey           = "invalid_api_key"
 	maxCustomID        = 512
 	maxFaults          = 100
 	maxModelInFault    = 64

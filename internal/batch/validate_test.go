@@ -187,7 +187,7 @@ func TestAnInputThatGoes(t *testing.T) {
 		require.Equal(t, FaultFileGone, b.Faults[0].Code)
 		require.Equal(t, "input_file_id", b.Faults[0].Param)
 	}
-	require.Equal(t, FaultKey, r.await(revoked, store.BatchFailed).Faults[0].Code)
+	require.Equal(t, string(inference.CodeUnauthenticated), r.await(revoked, store.BatchFailed).Faults[0].Code)
 }
 
 func TestAfterValidationTheInputMayGo(t *testing.T) {

@@ -92,6 +92,7 @@ func TestAProvidersBadDayIsNotTheClients(t *testing.T) {
 	a.at(4 * time.Second)
 	require.NotZero(t, other.Count())
 	victim.kill()
+	killed := time.Now()
 	a.at(6 * time.Second)
 	before := c.upstream.Count()
 	c.upstream.Revive()
@@ -110,6 +111,8 @@ func TestAProvidersBadDayIsNotTheClients(t *testing.T) {
 	failedOver := 0
 	for _, r := range rows {
 		if r.ErrorCode == inference.CodeWorkerLost {
+			require.Equal(t, spare, r.Provider, "whose worker was killed")
+			require.True(t, r.CreatedAt.Before(killed), "its answer was coming at that moment")
 			cut--
 			continue
 		}
