@@ -1,0 +1,281 @@
+package limits
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"sluice/internal/inference"
+)
+
+// witness writes down what was admitted to one scope, and checks each limit by that alone.
+type witness struct {
+	scope  Scope
+	mu     sync.Mutex
+	taken  []*admitted
+	count  int
+	broken string
+}
+
+// admitted is a request that a limiter let pass.
+type admitted struct {
+	at      time.Time
+	tokens  int64
+	cost    int64
+	running bool
+	queued  bool
+	void    bool // it took nothing
+}
+
+// admit notes a request that was admitted just now. It is called at the time at which
+// Reserve returned.
+func (w *witness) admit(d Demand) *admitted {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	a := &admitted{at: now, tokens: d.Tokens, cost: int64(d.Cost), running: true, queued: d.Queued}
+	w.taken = append(w.taken, a)
+	if len(w.taken) > 500 && w.scope.Limits.Budget == (Budget{}) {
+		w.taken = slices.DeleteFunc(w.taken, func(o *admitted) bool { return !o.running && now.Sub(o.at) > time.Minute })
+	}
+	w.count++
+	var requests, tokens, concurrent, queued, money int64
+	for _, o := range w.taken {
+		if o.running {
+			concurrent++
+		}
+		if o.running && o.queued {
+			queued++
+		}
+		if o.void {
+			continue
+		}
+		if now.Sub(o.at) < time.Minute {
+			requests, tokens = requests+1, tokens+o.tokens
+		}
+		if o.at.UTC().YearDay() == now.UTC().YearDay() {
+			money += o.cost
+		}
+	}
+	l := w.scope.Limits
+	for _, c := range []struct {
+		name      string
+		most, has int64
+	}{
+		{"requests", l.RequestsPerMinute, requests},
+		{"tokens", l.TokensPerMinute, tokens},
+		{"concurrent", l.Concurrent, concurrent},
+		{"queued", l.Queued, queued},
+		{"budget", int64(l.Budget.Day), money},
+	} {
+		if c.most > 0 && c.has > c.most && w.broken == "" {
+			w.broken = fmt.Sprintf("%s: %s %d of %d at %s", w.scope.ID, c.name, c.has, c.most, now)
+		}
+	}
+	return a
+}
+
+func (w *witness) settle(a *admitted, tokens, cost int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a.running, a.tokens, a.cost = false, tokens, cost
+}
+
+func (w *witness) started(a *admitted) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a.queued = false
+}
+
+func (w *witness) release(a *admitted) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a.running, a.void = false, true
+}
+
+// spent is the ledger: what ended, and what runs at what it may cost.
+func (w *witness) spent(since time.Time) inference.Cost {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var sum int64
+	for _, a := range w.taken {
+		if !a.void && !a.at.Before(since) {
+			sum += a.cost
+		}
+	}
+	return inference.Cost(sum)
+}
+
+// process is a limiter that random requests go to, until it is killed.
+type process struct {
+	l    *Limiter
+	way  *reach
+	stop func()
+	dead chan struct{}
+}
+
+// load sends random requests until the context ends. What a killed process's requests do
+// then is that they end, unheard of, after the time that its share is held for.
+func (p *process) load(ctx context.Context, all []*witness, random *rand.Rand) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	for ctx.Err() == nil {
+		w := all[random.IntN(len(all))]
+		d := Demand{Scopes: []Scope{w.scope}, Tokens: random.Int64N(50), Cost: inference.Cost(random.Int64N(20)), Queued: random.IntN(2) == 0}
+		burst := 1
+		if random.IntN(20) == 0 {
+			burst = random.IntN(40)
+		}
+		for range burst {
+			seed := random.Uint64()
+			running.Go(func() { p.one(ctx, w, d, rand.New(rand.NewPCG(seed, seed))) })
+		}
+		pause(ctx, time.Duration(random.Int64N(int64(80*time.Millisecond))))
+	}
+}
+
+func (p *process) one(ctx context.Context, w *witness, d Demand, random *rand.Rand) {
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if random.IntN(10) == 0 {
+		defer time.AfterFunc(time.Duration(random.Int64N(int64(20*time.Millisecond))), cancel).Stop()
+	}
+	r, err := p.l.Reserve(asking, d)
+	if err != nil {
+		return
+	}
+	a := w.admit(d)
+	longest := 2 * time.Second
+	if random.IntN(30) == 0 {
+		longest = 3 * holderFor
+	}
+	select {
+	case <-time.After(time.Duration(random.Int64N(int64(longest)))):
+	case <-p.dead:
+		w.settle(a, a.tokens, a.cost)
+		return
+	}
+	if random.IntN(2) == 0 {
+		w.started(a)
+		r.Started()
+	}
+	if random.IntN(5) == 0 {
+		w.release(a)
+		r.Release()
+		return
+	}
+	tokens, cost := random.Int64N(d.Tokens+1), random.Int64N(int64(d.Cost)+1)
+	w.settle(a, tokens, cost)
+	r.Settle(tokens, inference.Cost(cost))
+}
+
+func TestNoLimitIsEverBrokenWhateverIsKilled(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(2) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { loadAndKill(t, rand.New(rand.NewPCG(seed, 1)), seed%2 == 1) })
+		})
+	}
+}
+
+func loadAndKill(t *testing.T, random *rand.Rand, faulty bool) {
+	t.Helper()
+	time.Sleep(24*time.Hour - 90*time.Second) // a day ends on the way
+	s := newShelf()
+	all := []*witness{
+		{scope: Scope{ID: "requests", Limits: Limits{RequestsPerMinute: 60}}},
+		{scope: Scope{ID: "many requests", Limits: Limits{RequestsPerMinute: 3000}}},
+		{scope: Scope{ID: "tokens", Limits: Limits{TokensPerMinute: 2000}}},
+		{scope: Scope{ID: "both", Limits: Limits{RequestsPerMinute: 200, TokensPerMinute: 3000, Concurrent: 30}}},
+		{scope: Scope{ID: "concurrent", Limits: Limits{Concurrent: 5}}},
+		{scope: Scope{ID: "queued", Limits: Limits{Queued: 4, Concurrent: 9}}},
+		{scope: Scope{ID: "budget", Limits: Limits{Budget: Budget{Day: 5000}}}},
+		{scope: Scope{ID: "small budget", Limits: Limits{Budget: Budget{Day: 100}}}},
+	}
+	ledger := func(_ context.Context, scope Scope, since time.Time) (inference.Cost, error) {
+		for _, w := range all {
+			if w.scope.ID == scope.ID {
+				return w.spent(since), nil
+			}
+		}
+		return 0, errors.New("no such scope")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var loads sync.WaitGroup
+	begin := func() *process {
+		p := &process{way: newReach(s), dead: make(chan struct{})}
+		p.way.delay = time.Duration(random.Int64N(int64(8 * time.Millisecond)))
+		if faulty {
+			p.way.faults.Store(2)
+		}
+		p.l, p.stop = run(t, Options{Counters: p.way, Spent: ledger, Logger: slog.New(slog.DiscardHandler)})
+		seed := random.Uint64()
+		loads.Go(func() {
+			living, end := context.WithCancel(ctx)
+			defer end()
+			go func() {
+				select {
+				case <-p.dead:
+				case <-living.Done():
+				}
+				end()
+			}()
+			p.load(living, all, rand.New(rand.NewPCG(seed, 2)))
+		})
+		return p
+	}
+	four := []*process{begin(), begin(), begin(), begin()}
+	for ctx.Err() == nil {
+		pause(ctx, time.Duration(random.Int64N(int64(30*time.Second))))
+		i := random.IntN(len(four))
+		close(four[i].way.cut)
+		close(four[i].dead)
+		four[i] = begin()
+	}
+	loads.Wait()
+	for _, p := range four {
+		p.way.faults.Store(0)
+	}
+	total := 0
+	for _, w := range all {
+		w.mu.Lock()
+		require.Empty(t, w.broken)
+		require.NotZero(t, w.count, w.scope.ID)
+		total += w.count
+		w.mu.Unlock()
+	}
+	t.Logf("%d requests admitted", total)
+	time.Sleep(moneyGrace + 2*time.Minute)
+	for _, p := range four {
+		require.Zero(t, p.l.Scopes())
+	}
+	for _, w := range all {
+		begin := four[0].l
+		if s.record(t, w.scope.ID) == nil {
+			continue
+		}
+		// What a killed process left is dropped by whoever comes next.
+		r, err := begin.Reserve(t.Context(), Demand{Scopes: []Scope{w.scope}})
+		if err == nil {
+			r.Release()
+		}
+		time.Sleep(2*time.Minute + time.Second)
+		rec := s.record(t, w.scope.ID)
+		if rec != nil {
+			require.Empty(t, rec.entries, w.scope.ID)
+			require.Empty(t, rec.holders, w.scope.ID)
+			require.NotZero(t, w.scope.Limits.Budget, w.scope.ID)
+		}
+	}
+}
