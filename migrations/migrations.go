@@ -30,11 +30,6 @@ const (
 	// longer than another one's migration should take.
 	lockPeriodSeconds = 1
 	lockTries         = 600
-
-	// sqliteTries is how often a process that lost a race begins again. One that
-	// loses has been overtaken by a migration of another, so it needs no more
-	// tries than there are migrations, and one for the table of versions.
-	sqliteTries = 10
 )
 
 // Postgres applies all pending migrations to a Postgres database, under a session
@@ -58,10 +53,16 @@ func Postgres(ctx context.Context, db *sql.DB) error {
 // SQLite applies all pending migrations to a SQLite database. SQLite has no lock
 // for a session, so processes that start together may try the same migration; each
 // is one transaction together with its entry in the table of versions, so one of
-// them succeeds and the other, whose transaction left nothing behind, looks again.
+// them succeeds and the other, whose transaction left nothing behind, looks again. One
+// that loses has been overtaken by a migration of another, so it needs no more tries than
+// there are migrations, one for the table of versions, and the last.
 func SQLite(ctx context.Context, db *sql.DB) error {
+	newest, err := LatestSQLite()
+	if err != nil {
+		return err
+	}
 	var failure error
-	for range sqliteTries {
+	for range newest + 2 {
 		// A new provider each time: one remembers that the table of versions is made.
 		provider, err := newProvider(goose.DialectSQLite3, db, "sqlite")
 		if err != nil {

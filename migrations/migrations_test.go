@@ -58,11 +58,14 @@ func TestMigrationsGoUpAndDown(t *testing.T) {
 			_, err = db.ExecContext(t.Context(), d.insert, "beside")
 			require.NoError(t, err, "a process that is not upgraded yet writes on")
 			require.Equal(t, 2, count(t, db, "SELECT count(*) FROM usage_records WHERE tries IS NULL"))
+			require.Equal(t, 2, count(t, db, "SELECT count(*) FROM usage_records WHERE cost = 0 AND NOT priced AND cache = ''"), "what such a row cost is not known")
 
 			_, err = provider.DownTo(t.Context(), 1)
 			require.NoError(t, err)
 			_, err = db.ExecContext(t.Context(), "SELECT tries FROM usage_records")
 			require.Error(t, err, "the column is gone")
+			_, err = db.ExecContext(t.Context(), "SELECT priced FROM usage_records")
+			require.Error(t, err, "and those of the costs")
 			require.Equal(t, 2, count(t, db, "SELECT count(*) FROM usage_records"), "and no row with it")
 
 			_, err = provider.DownTo(t.Context(), 0)

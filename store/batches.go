@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 )
 
 // BatchStatus is where a batch stands.
@@ -52,6 +53,7 @@ type Batch struct {
 	Tenant    string
 	KeyID     string
 	KeyName   string
+	Caller    *BatchCaller // what the key would say, if none does
 	Endpoint  string
 	Kind      inference.Kind
 	Model     string // as the first line asks for it
@@ -90,6 +92,13 @@ type Batch struct {
 	LeasedUntil time.Time
 
 	PurgeAt time.Time // when the row goes; zero: never
+}
+
+// BatchCaller is what the caller of a batch may ask for whom no key stands for: a token
+// said it, and the token is not kept.
+type BatchCaller struct {
+	Models []string       `json:"models,omitempty"` // names or globs; empty: all
+	Limits *limits.Limits `json:"limits,omitempty"`
 }
 
 // BatchFault is what is wrong with a batch's file.
@@ -231,8 +240,9 @@ type Batches interface {
 	// ErrInvalid for what is no rate.
 	NoteRate(ctx context.Context, owner, id string, perSecond float64) error
 
-	// DropLines removes lines of batches that ended, and returns how many those were.
-	DropLines(ctx context.Context, limit int) (int, error)
+	// DropLines removes lines of batches that ended before a time, and returns how many those
+	// were.
+	DropLines(ctx context.Context, before time.Time, limit int) (int, error)
 
 	// PurgeBatches removes batches whose time is over and whose lines are gone, and returns
 	// how many those were.

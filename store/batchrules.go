@@ -20,7 +20,7 @@ func (b Batch) Clean() (Batch, error) {
 		return Batch{}, fmt.Errorf("batch %s %s: %w", CleanText(b.ID), problem, ErrInvalid)
 	}
 	clean := Batch{
-		ID: b.ID, Tenant: b.Tenant, KeyID: CleanText(b.KeyID), KeyName: CleanText(b.KeyName),
+		ID: b.ID, Tenant: b.Tenant, KeyID: CleanText(b.KeyID), KeyName: CleanText(b.KeyName), Caller: b.Caller,
 		Endpoint: CleanText(b.Endpoint), Kind: inference.Kind(CleanText(string(b.Kind))),
 		Model: CleanText(b.Model), InputFile: CleanText(b.InputFile),
 		CompletionWindow: b.CompletionWindow.Truncate(time.Microsecond),

@@ -119,6 +119,10 @@ type Deliveries interface {
 	// and endpoint are different tenants', and for an endpoint that is disabled.
 	Redeliver(ctx context.Context, eventID, webhookID string) error
 
+	// Redeliverable returns the ErrNotFound that Redeliver would return now, and changes
+	// nothing.
+	Redeliverable(ctx context.Context, eventID, webhookID string) error
+
 	// LeaseDeliveries hands out deliveries that are due, and whose lease, if they had
 	// one, ran out. Of each lane the oldest comes before any lane's second.
 	LeaseDeliveries(ctx context.Context, r LeaseRequest) ([]Delivery, error)

@@ -17,7 +17,7 @@ import (
 func (j Job) Clean() (Job, error) {
 	clean := Job{
 		ID: j.ID, RequestID: CleanText(j.RequestID), Tenant: j.Tenant,
-		KeyID: CleanText(j.KeyID), KeyName: CleanText(j.KeyName),
+		KeyID: CleanText(j.KeyID), KeyName: CleanText(j.KeyName), Limits: j.Limits,
 		Kind: inference.Kind(CleanText(string(j.Kind))), Model: CleanText(j.Model),
 		Lane:    inference.Lane(CleanText(string(j.Lane))),
 		BatchID: j.BatchID, Line: j.Line, CustomID: CleanText(j.CustomID),
@@ -129,6 +129,15 @@ func (e JobEnd) problem() string {
 func RecordOf(j Job, r inference.Record) inference.Record {
 	r.JobID, r.RequestID, r.Kind, r.Tenant, r.KeyID = j.ID, j.RequestID, j.Kind, j.Tenant, j.KeyID
 	r.ModelAsked, r.CreatedAt, r.Stream = j.Model, j.CreatedAt, false
+	return r
+}
+
+// Row returns the job's row in the ledger, with what it cost.
+func (e JobEnd) Row(j Job) inference.Record {
+	r := RecordOf(j, e.Record)
+	if e.Price != nil {
+		e.Price(&r)
+	}
 	return r
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 )
 
 // JobStatus is where a job stands. It goes forward only: queued, in progress,
@@ -54,6 +55,7 @@ type Job struct {
 	Tenant      string
 	KeyID       string
 	KeyName     string
+	Limits      *limits.Limits // what the caller may take where no key says it, but a token did; else nil
 	Kind        inference.Kind
 	Model       string // as the client asked for it
 	Lane        inference.Lane
@@ -112,6 +114,9 @@ type JobEnd struct {
 	// job's own. JobID names the job. Whose request it was, what was asked for and when
 	// is taken from the job, whatever the record says.
 	Record inference.Record
+
+	// Price fills in what the row cost, when it is whole. Nil: nobody knows.
+	Price func(*inference.Record)
 }
 
 // JobFilter selects jobs of one tenant. Of the other fields zero selects everything.
@@ -193,8 +198,8 @@ type Jobs interface {
 	// Requeue says that no message stands for jobs any more. Each gets an epoch of the next
 	// family unless its message was never sent, so that one which turns up again is of no
 	// use, and a repeated call changes nothing. A job that is finished, or has a later epoch, stays as it is.
-	// Errors: ErrInvalid for more than MaxMarks.
-	Requeue(ctx context.Context, requeued []Requeue) error
+	// It returns the ids of those that do not. Errors: ErrInvalid for more than MaxMarks.
+	Requeue(ctx context.Context, requeued []Requeue) (changed []string, err error)
 
 	// FinishJobs gives each job that is not finished yet its end and its row in the
 	// ledger, which has each job once, counts it in its batch if it is a line, and tells

@@ -7,6 +7,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"sluice/internal/limits"
 )
 
 // Key is an API key as the database knows it. The secret itself is nowhere.
@@ -17,6 +19,12 @@ type Key struct {
 	Display string   // the masked secret, for listings
 	Hash    [32]byte // SHA-256 of the secret
 	Models  []string // globs of the models allowed; empty: all
+
+	// Limits are the key's own; nil: those that the ingress has for keys without.
+	Limits *limits.Limits
+
+	// Replaced are the secrets before this one, the one valid longest first.
+	Replaced []Replaced
 
 	CreatedAt time.Time
 	UpdatedAt time.Time // the last change, on the database's clock
@@ -34,7 +42,7 @@ func (k Key) Active(now time.Time) bool {
 // KeyFault is one field of a key that is not as it must be. It wraps ErrInvalid and
 // never shows the value.
 type KeyFault struct {
-	Field   string // id, name, tenant, display or models
+	Field   string // id, name, tenant, display, models or limits
 	Model   int    // which of the models, counted from 1; zero when it is none in particular
 	Problem string
 }
@@ -88,7 +96,31 @@ func (k Key) Faults() []KeyFault {
 			faults = append(faults, KeyFault{Field: "models", Model: i + 1, Problem: problem})
 		}
 	}
+	if problem := checkLimits(k.Limits); problem != "" {
+		faults = append(faults, KeyFault{Field: "limits", Problem: problem})
+	}
 	return faults
+}
+
+// checkLimits returns what is wrong with a holder's own limits.
+func checkLimits(l *limits.Limits) string {
+	if l == nil {
+		return ""
+	}
+	if err := l.Validate(); err != nil {
+		return err.Error()
+	}
+	for i, m := range l.Models {
+		if len(m.Models) > MaxModels {
+			return fmt.Sprintf("models[%d].models are %d, more than %d", i, len(m.Models), MaxModels)
+		}
+		for j, model := range m.Models {
+			if problem := checkModel(model); problem != "" {
+				return fmt.Sprintf("models[%d].models[%d] %s", i, j, problem)
+			}
+		}
+	}
+	return ""
 }
 
 // checkModel returns what is wrong with a name or glob. One that can be read by

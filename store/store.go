@@ -1,5 +1,5 @@
-// Package store says what Sluice remembers: API keys, the usage ledger, files, background
-// jobs, batches, idempotency keys, webhooks and their deliveries. It holds the types, the
+// Package store says what Sluice remembers: API keys, tenants, who changed what, the usage
+// ledger, files, background jobs, batches, idempotency keys, webhooks and their deliveries. It holds the types, the
 // errors and the rules that every database obeys; the subpackages postgres and sqlite keep
 // them, and storetest holds both to one behaviour.
 //
@@ -45,39 +45,14 @@ const (
 	MaxTextBytes = 512  // any one text; longer texts of a record are cut
 )
 
-// Keys is the part of the store that remembers API keys.
-type Keys interface {
-	// CreateKey stores a key. CreatedAt and UpdatedAt are set by the database's
-	// clock, whatever the key says. Errors: ErrInvalid, ErrNameTaken, ErrDuplicate.
-	CreateKey(ctx context.Context, key Key) error
-
-	// ListKeys returns every key, revoked ones too, oldest first.
-	ListKeys(ctx context.Context) ([]Key, error)
-
-	// RevokeKey marks as revoked the key with this id, or else the key in force with
-	// this name, or else the one last revoked that had it, and returns the key. A
-	// key that is revoked already keeps its first time. Errors: ErrNotFound.
-	RevokeKey(ctx context.Context, idOrName string, at time.Time) (Key, error)
-
-	// KeyByHash returns the key whose secret has this hash, also when it is revoked
-	// or expired. Errors: ErrNotFound.
-	KeyByHash(ctx context.Context, hash [32]byte) (Key, error)
-
-	// KeysChangedSince returns the keys created or revoked at or after since, and the
-	// time to ask with next. Both are of the database's own clock, so clocks that
-	// differ lose nothing. next lies a little in the past, because a change becomes
-	// visible later than the moment it is stamped with: the same key may come
-	// twice, and none is missed. The zero time returns every key.
-	KeysChangedSince(ctx context.Context, since time.Time) (keys []Key, next time.Time, err error)
-}
-
 // Ledger is the part of the store that remembers what each request cost.
 type Ledger interface {
 	// AppendUsage stores records, each job's once: a record whose job is in the ledger
 	// or earlier in the batch is left out. It returns how many were new. Either the
 	// whole batch is stored durably or nothing of it, and the call may be repeated.
-	// Texts are made storable as Clean says. Errors: ErrInvalid for more than
-	// MaxBatch records and for a record without a job id.
+	// Texts are made storable as Clean says. What the new records cost is added to the
+	// sums that Reports.SpentSince reads, together with them. Errors: ErrInvalid for more
+	// than MaxBatch records and for a record without a job id.
 	AppendUsage(ctx context.Context, records []inference.Record) (inserted int, err error)
 
 	// Usage returns the records that the filter selects, newest first; times are UTC
@@ -90,12 +65,16 @@ type Ledger interface {
 // not answer.
 type Store interface {
 	Keys
+	Tenants
+	Audit
 	Ledger
+	Reports
 	Files
 	Jobs
 	JobWatch
 	Batches
 	Idempotency
+	Cache
 	Webhooks
 	Deliveries
 

@@ -1,6 +1,11 @@
 package store_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +59,22 @@ func TestKeyValidateNamesTheField(t *testing.T) {
 		err := key.Validate()
 		require.ErrorIs(t, err, store.ErrInvalid)
 		require.ErrorContains(t, err, want)
+	}
+}
+
+type coded string
+
+func (c coded) Error() string    { return "said by a server" }
+func (c coded) SQLState() string { return string(c) }
+
+func TestWhatADatabaseAnswersIsNotThatItIsOutOfReach(t *testing.T) {
+	t.Parallel()
+	_, refused := (&net.Dialer{}).DialContext(t.Context(), "tcp", "127.0.0.1:1")
+	for _, gone := range []error{refused, context.DeadlineExceeded, io.ErrUnexpectedEOF, coded("57P01"), coded("53300"), coded("08006"), coded("28P01")} {
+		require.True(t, store.Unreachable(fmt.Errorf("list keys: %w", gone)), "%v", gone)
+	}
+	for _, answer := range []error{nil, store.ErrNotFound, store.ErrConflict, store.ErrInvalid, coded("23505"), coded("42P01"), errors.New("wrong"), context.Canceled} {
+		require.False(t, store.Unreachable(answer), "%v", answer)
 	}
 }
 

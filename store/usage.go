@@ -53,14 +53,14 @@ func (f UsageFilter) Clean() UsageFilter {
 
 // Clean returns the record as the ledger keeps it: times in UTC and, like
 // durations, in whole microseconds; texts storable; no counts of tokens unless
-// they are known; of the tries the last inference.MaxTries.
+// they are known; no cost below zero; of the tries the last inference.MaxTries.
 //
 // Some texts are the client's or the upstream's own. A record is never refused for
 // such a text, because the queue would deliver its whole batch again for ever.
 func Clean(r inference.Record) inference.Record {
 	for _, s := range []*string{
 		&r.JobID, &r.RequestID, (*string)(&r.Kind), &r.Tenant, &r.KeyID, &r.ModelAsked,
-		&r.Provider, &r.ModelServed, (*string)(&r.Outcome), (*string)(&r.ErrorCode),
+		&r.Provider, &r.ModelServed, (*string)(&r.Outcome), (*string)(&r.ErrorCode), (*string)(&r.Cache),
 	} {
 		*s = CleanText(*s)
 	}
@@ -71,6 +71,7 @@ func Clean(r inference.Record) inference.Record {
 	if !r.Usage.Known {
 		r.Usage = inference.Usage{Estimated: r.Usage.Estimated}
 	}
+	r.Cost = max(r.Cost, 0)
 	r.Tries = CleanTries(r.Tries)
 	return r
 }

@@ -41,7 +41,7 @@ func batchCalls(ctx context.Context, s *postgres.Store) map[string]func() error 
 		"FinishedLines":  func() error { _, err := s.FinishedLines(ctx, "id", store.LineFilter{}); return err },
 		"CompleteBatch":  func() error { return s.CompleteBatch(ctx, "me", "id", end) },
 		"NoteRate":       func() error { return s.NoteRate(ctx, "me", "id", 1) },
-		"DropLines":      func() error { _, err := s.DropLines(ctx, 1); return err },
+		"DropLines":      func() error { _, err := s.DropLines(ctx, now, 1); return err },
 		"PurgeBatches":   func() error { _, err := s.PurgeBatches(ctx, now, 1); return err },
 	}
 }

@@ -195,11 +195,11 @@ func (s *Store) FinishedLines(ctx context.Context, id string, f store.LineFilter
 
 // DropLines implements store.Batches. Only ended batches are touched, whose lines nobody
 // changes any more; a batch that another caller drops is passed over.
-func (s *Store) DropLines(ctx context.Context, limit int) (dropped int, err error) {
+func (s *Store) DropLines(ctx context.Context, before time.Time, limit int) (dropped int, err error) {
 	limit = store.LineLimit(limit)
 	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		for left := limit; left > 0; left = limit - dropped {
-			id, err := queryOne(ctx, tx, pgx.RowTo[string], statement.Undropped+` FOR UPDATE SKIP LOCKED`)
+			id, err := queryOne(ctx, tx, pgx.RowTo[string], statement.Undropped+` FOR UPDATE SKIP LOCKED`, store.CleanTime(before))
 			if err != nil {
 				return ignoreNotFound(err)
 			}

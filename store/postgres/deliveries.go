@@ -83,6 +83,19 @@ func (s *Store) Redeliver(ctx context.Context, eventID, webhookID string) error 
 	return nil
 }
 
+// Redeliverable implements store.Deliveries.
+func (s *Store) Redeliverable(ctx context.Context, eventID, webhookID string) error {
+	eventID, webhookID = store.CleanText(eventID), store.CleanText(webhookID)
+	found, err := query(ctx, s, pgx.RowTo[int], statement.Redeliverable, eventID, webhookID)
+	if err == nil && len(found) == 0 {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("look up event %q: %w", eventID, err)
+	}
+	return nil
+}
+
 // lease takes what is due. Several ingresses ask at once and find the same deliveries;
 // who comes second leaves out what the first one has locked, and, because the condition
 // is looked at again under the lock, what it has taken. The lease's end stands where the

@@ -109,7 +109,7 @@ func endJobs(ctx context.Context, tx pgx.Tx, ends []store.JobEnd) ([]store.Job, 
 			if err != nil {
 				return err
 			}
-			ended, records = append(ended, job), append(records, store.RecordOf(job, e.Record))
+			ended, records = append(ended, job), append(records, e.Row(job))
 			return nil
 		})
 	}
@@ -119,16 +119,16 @@ func endJobs(ctx context.Context, tx pgx.Tx, ends []store.JobEnd) ([]store.Job, 
 	if len(ended) == 0 {
 		return nil, nil
 	}
-	if err := insertUsage(ctx, tx, records); err != nil {
-		return nil, err
-	}
 	for _, c := range store.CountLines(ended) {
 		if _, err := tx.Exec(ctx, statement.CountLines, statement.CountArgs(c)...); err != nil {
 			return nil, fmt.Errorf("batch %s: %w", c.BatchID, err)
 		}
 	}
-	_, err := appendEvents(ctx, tx, store.JobEvents(ended))
-	return ended, err
+	if _, err := appendEvents(ctx, tx, store.JobEvents(ended)); err != nil {
+		return nil, err
+	}
+	// Last, because its sums of money are rows that everybody's requests wait for.
+	return ended, insertUsage(ctx, tx, records)
 }
 
 // insertUsage adds clean records, ordered by job, to the ledger.

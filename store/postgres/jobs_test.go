@@ -33,8 +33,10 @@ func jobCalls(ctx context.Context, s *postgres.Store) map[string]func() error {
 		"ClaimJob":       func() error { _, err := s.ClaimJob(ctx, "id", 0, now); return err },
 		"MoveJob":        func() error { return s.MoveJob(ctx, "id", 0, "p", 1, 0, nil, now) },
 		"Dispatched":     func() error { _, err := s.Dispatched(ctx, now, 1); return err },
+		"JobsByID":       func() error { _, err := s.JobsByID(ctx, []string{"id"}); return err },
+		"JobBody":        func() error { _, err := s.JobBody(ctx, "id"); return err },
 		"Confirm":        func() error { return s.Confirm(ctx, []string{"id"}, now) },
-		"Requeue":        func() error { return s.Requeue(ctx, []store.Requeue{{ID: "id"}}) },
+		"Requeue":        func() error { _, err := s.Requeue(ctx, []store.Requeue{{ID: "id"}}); return err },
 		"FinishJobs":     func() error { _, err := s.FinishJobs(ctx, []store.JobEnd{end}); return err },
 		"CancelJob": func() error {
 			_, _, err := s.CancelJob(ctx, "acme", "id", now, now, inference.Record{})
@@ -51,4 +53,14 @@ func jobCalls(ctx context.Context, s *postgres.Store) map[string]func() error {
 		"DropIdempotent":   func() error { return s.DropIdempotent(ctx, "acme", "key", "me") },
 		"PurgeIdempotent":  func() error { _, err := s.PurgeIdempotent(ctx, now, 1); return err },
 	}
+}
+
+// What the ledger costs the database.
+func BenchmarkUsage(b *testing.B) {
+	storetest.BenchmarkUsage(b, open(b, testkit.Postgres(b), postgres.Options{}))
+}
+
+// What the cache costs the database.
+func BenchmarkCache(b *testing.B) {
+	storetest.BenchmarkCache(b, open(b, testkit.Postgres(b), postgres.Options{}))
 }

@@ -23,33 +23,57 @@ const (
 )
 
 // CreateKey implements store.Keys.
-func (s *Store) CreateKey(ctx context.Context, key store.Key) error {
+func (s *Store) CreateKey(ctx context.Context, key store.Key, by store.Change) error {
 	if err := key.Validate(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	models := key.Models
-	if models == nil {
-		models = []string{} // nil would be NULL
+	by, err := by.Clean()
+	if err != nil {
+		return err
 	}
-	_, err := s.pool.Exec(ctx, `
-		INSERT INTO api_keys (id, name, tenant, display, hash, models, expires_at, revoked_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-		key.ID, key.Name, key.Tenant, key.Display, key.Hash[:], models,
-		nullTime(key.ExpiresAt), nullTime(key.RevokedAt))
-	if err == nil {
-		return nil
-	}
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Code == codeUniqueViolation {
-		// Not wrapped: the database's message shows the values that clash.
-		if pgErr.ConstraintName == nameIndex {
-			return fmt.Errorf("create key %s: %w", key.Name, store.ErrNameTaken)
+	err = s.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		if err := requireFreeHash(ctx, tx, key.Hash); err != nil {
+			return err
 		}
-		return fmt.Errorf("create key %s: %w", key.Name, store.ErrDuplicate)
+		limits, err := store.EncodeLimits(key.Limits)
+		if err != nil {
+			return err
+		}
+		made, err := queryOne(ctx, tx, scanKey, `
+			INSERT INTO api_keys (id, name, tenant, display, hash, models, expires_at, revoked_at, limits)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING `+statement.KeyColumns,
+			key.ID, key.Name, key.Tenant, key.Display, key.Hash[:], notNull(key.Models),
+			nullTime(key.ExpiresAt), nullTime(key.RevokedAt), limits)
+		if err != nil {
+			return keyClash(err)
+		}
+		return appendKeyEntry(ctx, tx, by, "key.create", nil, made)
+	})
+	if err != nil {
+		return fmt.Errorf("create key %s: %w", key.Name, err)
 	}
-	return fmt.Errorf("create key %s: %w", key.Name, err)
+	return nil
+}
+
+// notNull returns the models as they are stored: nil would be NULL.
+func notNull(models []string) []string {
+	if models == nil {
+		return []string{}
+	}
+	return models
+}
+
+// keyClash says what a key that violates uniqueness clashes with. The database's own error
+// is not wrapped, which shows the values that clash.
+func keyClash(err error) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Code != codeUniqueViolation {
+		return err
+	}
+	if pgErr.ConstraintName == nameIndex {
+		return store.ErrNameTaken
+	}
+	return store.ErrDuplicate
 }
 
 // ListKeys implements store.Keys.
@@ -59,19 +83,6 @@ func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
 		return nil, fmt.Errorf("list keys: %w", err)
 	}
 	return keys, nil
-}
-
-// RevokeKey implements store.Keys.
-func (s *Store) RevokeKey(ctx context.Context, idOrName string, at time.Time) (store.Key, error) {
-	name := store.CleanText(idOrName)
-	keys, err := query(ctx, s, scanKey, statement.RevokeKey("clock_timestamp()"), name, store.CleanTime(at))
-	if err != nil {
-		return store.Key{}, fmt.Errorf("revoke key: %w", err)
-	}
-	if len(keys) == 0 {
-		return store.Key{}, fmt.Errorf("revoke key %q: %w", name, store.ErrNotFound)
-	}
-	return keys[0], nil
 }
 
 // KeyByHash implements store.Keys.
@@ -101,19 +112,29 @@ func (s *Store) KeysChangedSince(
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("list changed keys: %w", err)
 	}
-	return keys, now[0].UTC().Add(-s.timeout - settle), nil
+	return keys, s.settledBefore(now[0]), nil
 }
+
+// settledBefore is the time before which everything that was stamped is seen at now.
+func (s *Store) settledBefore(now time.Time) time.Time { return now.UTC().Add(-s.timeout - settle) }
 
 func scanKey(row pgx.CollectableRow) (store.Key, error) {
 	var (
 		key              store.Key
 		hash             []byte
 		expires, revoked *time.Time
+		limits, replaced *string
 	)
 	err := row.Scan(&key.ID, &key.Name, &key.Tenant, &key.Display, &hash, &key.Models,
-		&key.CreatedAt, &key.UpdatedAt, &expires, &revoked)
+		&key.CreatedAt, &key.UpdatedAt, &expires, &revoked, &limits, &replaced)
 	if err != nil {
 		return store.Key{}, err
+	}
+	if key.Limits, err = store.DecodeLimits(limits); err != nil {
+		return store.Key{}, fmt.Errorf("key %s: %w", key.ID, err)
+	}
+	if key.Replaced, err = store.DecodeReplaced(replaced); err != nil {
+		return store.Key{}, fmt.Errorf("key %s: %w", key.ID, err)
 	}
 	copy(key.Hash[:], hash) // a CHECK holds its length at 32
 	if len(key.Models) == 0 {

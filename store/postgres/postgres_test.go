@@ -45,7 +45,8 @@ func TestAnOlderSchemaIsBroughtUpToDateOnce(t *testing.T) {
 	conn, err := pgx.Connect(t.Context(), address)
 	require.NoError(t, err)
 	_, err = conn.Exec(t.Context(), "DROP TABLE api_keys, usage_records, files, jobs, idempotency_keys, batches, "+
-		"webhooks, webhook_secrets, webhook_events, webhook_deliveries, webhook_attempts; DELETE FROM "+
+		"webhooks, webhook_secrets, webhook_events, webhook_deliveries, webhook_attempts, cache_answers, cache_purges, "+
+		"api_key_replaced, tenants, audit_log, spend; DELETE FROM "+
 		migrations.VersionTable+" WHERE version_id > 0")
 	require.NoError(t, err)
 	require.NoError(t, conn.Close(t.Context()))
@@ -148,12 +149,14 @@ func requireAllFailWithin(t *testing.T, s *postgres.Store, limit time.Duration, 
 	t.Helper()
 	ctx := t.Context()
 	calls := map[string]func() error{
-		"Ping":        func() error { return s.Ping(ctx) },
-		"Migrate":     func() error { return s.Migrate(ctx) },
-		"Pending":     func() error { _, err := s.Pending(ctx); return err },
-		"CreateKey":   func() error { return s.CreateKey(ctx, store.Key{ID: "id", Name: "name", Tenant: "acme"}) },
+		"Ping":    func() error { return s.Ping(ctx) },
+		"Migrate": func() error { return s.Migrate(ctx) },
+		"Pending": func() error { _, err := s.Pending(ctx); return err },
+		"CreateKey": func() error {
+			return s.CreateKey(ctx, store.Key{ID: "id", Name: "name", Tenant: "acme"}, store.Change{Actor: "test"})
+		},
 		"ListKeys":    func() error { _, err := s.ListKeys(ctx); return err },
-		"RevokeKey":   func() error { _, err := s.RevokeKey(ctx, "name", time.Now()); return err },
+		"RevokeKey":   func() error { _, err := s.RevokeKey(ctx, "name", store.Change{Actor: "test"}); return err },
 		"KeyByHash":   func() error { _, err := s.KeyByHash(ctx, [32]byte{}); return err },
 		"KeysChanged": func() error { _, _, err := s.KeysChangedSince(ctx, time.Time{}); return err },
 		"AppendUsage": func() error {
@@ -170,6 +173,7 @@ func requireAllFailWithin(t *testing.T, s *postgres.Store, limit time.Duration, 
 		err := call()
 		require.Error(t, err, name)
 		require.NotErrorIs(t, err, store.ErrNotFound, name)
+		require.True(t, store.Unreachable(err), "%s: %v", name, err)
 		require.Less(t, time.Since(start), limit, name)
 	}
 }

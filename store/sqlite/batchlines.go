@@ -181,11 +181,11 @@ func (s *Store) finishedLines(ctx context.Context, id string, f store.LineFilter
 }
 
 // DropLines implements store.Batches.
-func (s *Store) DropLines(ctx context.Context, limit int) (dropped int, err error) {
+func (s *Store) DropLines(ctx context.Context, before time.Time, limit int) (dropped int, err error) {
 	limit = store.LineLimit(limit)
 	err = s.inTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		for left := limit; left > 0; left = limit - dropped {
-			id, err := oneRow(ctx, tx, scanText, statement.Undropped)
+			id, err := oneRow(ctx, tx, scanText, statement.Undropped, micros(before))
 			if err != nil {
 				return ignoreNotFound(err)
 			}

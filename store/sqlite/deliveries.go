@@ -72,6 +72,19 @@ func (s *Store) Redeliver(ctx context.Context, eventID, webhookID string) error 
 	return nil
 }
 
+// Redeliverable implements store.Deliveries.
+func (s *Store) Redeliverable(ctx context.Context, eventID, webhookID string) error {
+	eventID, webhookID = store.CleanText(eventID), store.CleanText(webhookID)
+	found, err := query(ctx, s.reader, scanInt, statement.Redeliverable, eventID, webhookID)
+	if err == nil && len(found) == 0 {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("look up event %q: %w", eventID, err)
+	}
+	return nil
+}
+
 // way is a lane and how many of its deliveries may be taken.
 type way struct {
 	lane string

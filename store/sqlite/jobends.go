@@ -114,7 +114,7 @@ func endJobs(ctx context.Context, tx *sql.Tx, ends []store.JobEnd) ([]store.Job,
 	}
 	records := make([]inference.Record, len(ended))
 	for i, job := range ended {
-		records[i] = store.RecordOf(job, byID[job.ID].Record)
+		records[i] = byID[job.ID].Row(job)
 	}
 	if _, err := insertUsage(ctx, tx, records); err != nil {
 		return nil, err

@@ -86,21 +86,27 @@ func (s *Store) Confirm(ctx context.Context, ids []string, at time.Time) error {
 }
 
 // Requeue implements store.Jobs.
-func (s *Store) Requeue(ctx context.Context, requeued []store.Requeue) error {
-	requeued, err := store.CleanRequeues(requeued)
+func (s *Store) Requeue(ctx context.Context, requeued []store.Requeue) (changed []string, err error) {
+	requeued, err = store.CleanRequeues(requeued)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	rows := make([][]any, len(requeued))
 	for i, r := range requeued {
 		if rows[i], err = statement.RequeueArgs(r, stamp); err != nil {
-			return fmt.Errorf("requeue jobs: %w", err)
+			return nil, fmt.Errorf("requeue jobs: %w", err)
 		}
 	}
-	if _, err := s.execEach(ctx, statement.RequeueJob, rows); err != nil {
-		return fmt.Errorf("requeue jobs: %w", err)
+	found, err := s.execEach(ctx, statement.RequeueJob, rows)
+	if err != nil {
+		return nil, fmt.Errorf("requeue jobs: %w", err)
 	}
-	return nil
+	for i, r := range requeued {
+		if found[i] {
+			changed = append(changed, r.ID)
+		}
+	}
+	return changed, nil
 }
 
 // execEach runs a statement with each row of values, in one transaction, and returns which

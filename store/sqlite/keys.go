@@ -15,28 +15,26 @@ import (
 // been stamped.
 const settle = time.Second
 
-const createKey = `INSERT INTO api_keys (` + statement.KeyColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+const createKey = `INSERT INTO api_keys (` + statement.KeyColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	RETURNING ` + statement.KeyColumns
 
 // CreateKey implements store.Keys.
-func (s *Store) CreateKey(ctx context.Context, key store.Key) error {
+func (s *Store) CreateKey(ctx context.Context, key store.Key, by store.Change) error {
 	if err := key.Validate(); err != nil {
 		return err
 	}
-	models, err := json.Marshal(key.Models)
+	by, err := by.Clean()
 	if err != nil {
-		return fmt.Errorf("encode models: %w", err)
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	tx, err := s.writer.BeginTx(ctx, nil)
+	err = s.inTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		made, err := insertKey(ctx, tx, key)
+		if err != nil {
+			return err
+		}
+		return appendKeyEntry(ctx, tx, by, "key.create", nil, made)
+	})
 	if err != nil {
-		return fmt.Errorf("create key %s: %w", key.Name, err)
-	}
-	defer func() { _ = tx.Rollback() }() // does nothing after the commit
-	if err := insertKey(ctx, tx, key, models); err != nil {
-		return fmt.Errorf("create key %s: %w", key.Name, err)
-	}
-	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("create key %s: %w", key.Name, err)
 	}
 	return nil
@@ -45,25 +43,32 @@ func (s *Store) CreateKey(ctx context.Context, key store.Key) error {
 // insertKey looks for what a new key would clash with before it inserts, because
 // SQLite's error names the column in its text only. The transaction holds the
 // file's write lock from its beginning, so nothing comes in between.
-func insertKey(ctx context.Context, tx *sql.Tx, key store.Key, models []byte) error {
-	var sameName, sameKey bool
-	err := tx.QueryRowContext(ctx, `
-		SELECT EXISTS (SELECT 1 FROM api_keys WHERE name = ? AND revoked_at IS NULL),
-		       EXISTS (SELECT 1 FROM api_keys WHERE id = ? OR hash = ?)`,
-		key.Name, key.ID, key.Hash[:]).Scan(&sameName, &sameKey)
-	switch {
-	case err != nil:
-		return err
-	case sameKey:
-		return store.ErrDuplicate
-	case sameName && key.RevokedAt.IsZero():
-		return store.ErrNameTaken
+func insertKey(ctx context.Context, tx *sql.Tx, key store.Key) (store.Key, error) {
+	var sameID bool
+	err := tx.QueryRowContext(ctx, statement.KeyExists, key.ID).Scan(&sameID)
+	if err == nil && sameID {
+		err = store.ErrDuplicate
+	}
+	if err == nil {
+		err = requireFreeHash(ctx, tx, key.Hash)
+	}
+	if err == nil && key.RevokedAt.IsZero() {
+		err = requireFreeName(ctx, tx, key)
+	}
+	if err != nil {
+		return store.Key{}, err
+	}
+	models, err := json.Marshal(key.Models)
+	if err != nil {
+		return store.Key{}, fmt.Errorf("encode models: %w", err)
+	}
+	limits, err := store.EncodeLimits(key.Limits)
+	if err != nil {
+		return store.Key{}, err
 	}
 	now := micros(time.Now())
-	_, err = tx.ExecContext(ctx, createKey,
-		key.ID, key.Name, key.Tenant, key.Display, key.Hash[:], string(models),
-		now, now, nullMicros(key.ExpiresAt), nullMicros(key.RevokedAt))
-	return err
+	return oneRow(ctx, tx, scanKey, createKey, key.ID, key.Name, key.Tenant, key.Display, key.Hash[:], string(models),
+		now, now, nullMicros(key.ExpiresAt), nullMicros(key.RevokedAt), limits, nil)
 }
 
 // ListKeys implements store.Keys.
@@ -73,19 +78,6 @@ func (s *Store) ListKeys(ctx context.Context) ([]store.Key, error) {
 		return nil, fmt.Errorf("list keys: %w", err)
 	}
 	return keys, nil
-}
-
-// RevokeKey implements store.Keys.
-func (s *Store) RevokeKey(ctx context.Context, idOrName string, at time.Time) (store.Key, error) {
-	name := store.CleanText(idOrName)
-	keys, err := query(ctx, s.writer, scanKey, statement.RevokeKey("$3"), name, micros(at), micros(time.Now()))
-	if err != nil {
-		return store.Key{}, fmt.Errorf("revoke key: %w", err)
-	}
-	if len(keys) == 0 {
-		return store.Key{}, fmt.Errorf("revoke key %q: %w", name, store.ErrNotFound)
-	}
-	return keys[0], nil
 }
 
 // KeyByHash implements store.Keys.
@@ -112,8 +104,11 @@ func (s *Store) KeysChangedSince(
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("list changed keys: %w", err)
 	}
-	return keys, store.CleanTime(now).Add(-timeout - settle), nil
+	return keys, settledBefore(now), nil
 }
+
+// settledBefore is the time before which everything that was stamped is seen at now.
+func settledBefore(now time.Time) time.Time { return store.CleanTime(now).Add(-timeout - settle) }
 
 func scanKey(rows *sql.Rows) (store.Key, error) {
 	var (
@@ -121,11 +116,18 @@ func scanKey(rows *sql.Rows) (store.Key, error) {
 		hash, models     []byte
 		created, updated int64
 		expires, revoked sql.NullInt64
+		limits, replaced *string
 	)
 	err := rows.Scan(&key.ID, &key.Name, &key.Tenant, &key.Display, &hash, &models,
-		&created, &updated, &expires, &revoked)
+		&created, &updated, &expires, &revoked, &limits, &replaced)
 	if err != nil {
 		return store.Key{}, err
+	}
+	if key.Limits, err = store.DecodeLimits(limits); err != nil {
+		return store.Key{}, fmt.Errorf("key %s: %w", key.ID, err)
+	}
+	if key.Replaced, err = store.DecodeReplaced(replaced); err != nil {
+		return store.Key{}, fmt.Errorf("key %s: %w", key.ID, err)
 	}
 	copy(key.Hash[:], hash) // a CHECK holds its length at 32
 	if err := json.Unmarshal(models, &key.Models); err != nil {

@@ -40,10 +40,14 @@ const (
 //
 // One connection writes, because SQLite has one writer at a time and callers wait
 // better in a queue of Go's than in SQLite's polling. Others read, and in WAL mode
-// no reader waits for the writer.
+// no reader waits for the writer. What requests wait for is looked up on connections of
+// its own, where no long report is before it.
 type Store struct {
-	writer *sql.DB
-	reader *sql.DB
+	writer  *sql.DB
+	reader  *sql.DB
+	lookups *sql.DB
+
+	writes, looks *prepared
 }
 
 var _ store.Store = (*Store)(nil)
@@ -72,13 +76,15 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
 	writer.SetMaxOpenConns(1)
-	reader, err := sql.Open(driverName, dsn(abs, url.Values{"_query_only": {"true"}}))
+	reader, err := openReader(abs)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open database: %w", err), writer.Close())
+		return nil, errors.Join(err, writer.Close())
 	}
-	reader.SetMaxOpenConns(maxReaders)
-	reader.SetMaxIdleConns(maxReaders)
-	s := &Store{writer: writer, reader: reader}
+	lookups, err := openReader(abs)
+	if err != nil {
+		return nil, errors.Join(err, reader.Close(), writer.Close())
+	}
+	s := &Store{writer: writer, reader: reader, lookups: lookups, writes: newPrepared(writer), looks: newPrepared(lookups)}
 
 	// The writer's first connection turns the file to WAL, which has to come before
 	// any reader's; it also shows whether the file is a database at all.
@@ -88,6 +94,17 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 	}
 	return s, nil
+}
+
+// openReader opens connections that read alone.
+func openReader(path string) (*sql.DB, error) {
+	reader, err := sql.Open(driverName, dsn(path, url.Values{"_query_only": {"true"}}))
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	reader.SetMaxOpenConns(maxReaders)
+	reader.SetMaxIdleConns(maxReaders)
+	return reader, nil
 }
 
 // createFile makes the file before SQLite would, which gives it the process's
@@ -165,7 +182,7 @@ func (s *Store) Pending(ctx context.Context) (bool, error) {
 
 // Close implements store.Store. It waits for calls in flight.
 func (s *Store) Close() error {
-	if err := errors.Join(s.reader.Close(), s.writer.Close()); err != nil {
+	if err := errors.Join(s.looks.close(), s.writes.close(), s.lookups.Close(), s.reader.Close(), s.writer.Close()); err != nil {
 		return fmt.Errorf("close database: %w", err)
 	}
 	return nil

@@ -200,8 +200,9 @@ func drops(t *testing.T, open Open) {
 	createBatch(t, s, "kept")
 	require.NoError(t, s.FailBatch(t.Context(), owner, "kept", noon, time.Time{}))
 	createJobs(t, s, newJob("of its own"))
+	before := noon.Add(24 * time.Hour)
 	drop := func(limit int) int {
-		n, err := s.DropLines(t.Context(), limit)
+		n, err := s.DropLines(t.Context(), before, limit)
 		require.NoError(t, err)
 		return n
 	}
@@ -216,6 +217,9 @@ func drops(t *testing.T, open Open) {
 	require.NoError(t, s.FailBatch(t.Context(), owner, "failed", noon, end.Purge))
 	require.Zero(t, purge(end.Purge), "lines first")
 	require.Zero(t, drop(0))
+	before = noon
+	require.Zero(t, drop(10), "they have only just ended")
+	before = noon.Add(24 * time.Hour)
 	require.Equal(t, []int{3, 4, 1, 0}, []int{drop(3), drop(4), drop(10), drop(10)})
 	require.Empty(t, lineIDs(t, s, "completed"))
 	require.Empty(t, lineIDs(t, s, "failed"))

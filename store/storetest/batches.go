@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/internal/webhook"
 	"sluice/store"
 )
@@ -27,7 +28,8 @@ func newBatch(id string) store.Batch {
 		Status:    store.BatchValidating,
 		CreatedAt: noon.Add(123456 * time.Microsecond), ExpiresAt: noon.Add(24 * time.Hour),
 		Owner: owner, LeasedUntil: noon.Add(time.Minute),
-		Usage: inference.Usage{Known: true},
+		Caller: &store.BatchCaller{Models: []string{"m", "gpt-*"}, Limits: &limits.Limits{Queued: 3, OnLimit: limits.Queue}},
+		Usage:  inference.Usage{Known: true},
 	}
 }
 

@@ -23,6 +23,8 @@ var deliveryLogTests = map[string]func(*testing.T, Open){
 		for range 2 { // the second asks for what is pending already
 			require.NoError(t, s.Redeliver(t.Context(), e.ID, w.ID))
 			require.NoError(t, s.Redeliver(t.Context(), e.ID, ""))
+			require.NoError(t, s.Redeliverable(t.Context(), e.ID, w.ID))
+			require.NoError(t, s.Redeliverable(t.Context(), e.ID, ""))
 		}
 		again := leaseAll(t, s)
 		require.Equal(t, []string{"", w.ID}, webhookIDs(again))
@@ -37,9 +39,14 @@ var deliveryLogTests = map[string]func(*testing.T, Open){
 		other.Tenant = "other"
 		other, _ = addWebhook(t, s, other)
 		require.ErrorIs(t, s.Redeliver(t.Context(), e.ID, other.ID), store.ErrNotFound, "another tenant's")
+		require.ErrorIs(t, s.Redeliverable(t.Context(), e.ID, other.ID), store.ErrNotFound, "another tenant's")
+		require.ErrorIs(t, s.Redeliverable(t.Context(), "evt_none", late.ID), store.ErrNotFound)
 		plain := store.NewEvent("acme", webhook.JobCompleted, "job_2")
 		appendEvent(t, s, plain)
 		require.ErrorIs(t, s.Redeliver(t.Context(), plain.ID, ""), store.ErrNotFound, "it has no target")
+		require.ErrorIs(t, s.Redeliverable(t.Context(), plain.ID, ""), store.ErrNotFound, "it has no target")
+		require.NoError(t, s.Redeliverable(t.Context(), plain.ID, late.ID))
+		require.Empty(t, leaseAll(t, s), "to ask is to change nothing")
 	},
 
 	"the log of a delivery is bounded": func(t *testing.T, open Open) {

@@ -115,7 +115,8 @@ var lineTests = map[string]func(*testing.T, Open){
 		require.Equal(t, 1, jobs[0].Line)
 		require.Equal(t, "line", jobs[0].CustomID)
 		require.Equal(t, inference.LaneBatch, jobs[0].Lane)
-		require.NoError(t, s.Requeue(t.Context(), []store.Requeue{{ID: "line"}}))
+		require.Equal(t, []string{"line"}, requeue(t, s, store.Requeue{ID: "line"}))
+		require.Empty(t, requeue(t, s, store.Requeue{ID: "line"}), "a second time")
 		require.Empty(t, dispatchedBefore(t, s, noon.Add(time.Hour)))
 	},
 

@@ -47,9 +47,11 @@ func dispatchedBefore(t *testing.T, s store.Store, before time.Time) []store.Job
 	return jobs
 }
 
-func requeue(t *testing.T, s store.Store, requeued ...store.Requeue) {
+func requeue(t *testing.T, s store.Store, requeued ...store.Requeue) (changed []string) {
 	t.Helper()
-	require.NoError(t, s.Requeue(t.Context(), requeued))
+	changed, err := s.Requeue(t.Context(), requeued)
+	require.NoError(t, err)
+	return changed
 }
 
 func move(t *testing.T, s store.Store, id string, epoch int, at time.Time) {
@@ -229,7 +231,7 @@ var markTests = map[string]func(*testing.T, Open){
 		_, err := s.FinishJobs(t.Context(), []store.JobEnd{newEnd("job-1")})
 		require.NoError(t, err)
 		want = job(t, s, "job-1")
-		requeue(t, s, store.Requeue{ID: "job-1", Epoch: 2 * stride})
+		require.Empty(t, requeue(t, s, store.Requeue{ID: "job-1", Epoch: 2 * stride}))
 		require.Equal(t, want, job(t, s, "job-1"), "a finished job")
 	},
 
@@ -239,7 +241,8 @@ var markTests = map[string]func(*testing.T, Open){
 		_, err := s.MarkDispatched(t.Context(), make([]store.Dispatch, over), noon)
 		require.ErrorIs(t, err, store.ErrInvalid)
 		require.ErrorIs(t, s.Confirm(t.Context(), make([]string, over), noon), store.ErrInvalid)
-		require.ErrorIs(t, s.Requeue(t.Context(), make([]store.Requeue, over)), store.ErrInvalid)
+		_, err = s.Requeue(t.Context(), make([]store.Requeue, over))
+		require.ErrorIs(t, err, store.ErrInvalid)
 
 		var sent []store.Dispatch
 		var ids []string

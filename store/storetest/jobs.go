@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/store"
 )
 
@@ -25,6 +26,7 @@ func newJob(id string) store.Job {
 		Tenant:    "acme",
 		KeyID:     "key-1",
 		KeyName:   "ci",
+		Limits:    &limits.Limits{Queued: 3, OnLimit: limits.Queue},
 		Kind:      inference.KindChat,
 		Model:     "fast",
 		Lane:      "background",

@@ -25,7 +25,7 @@ var keyTests = map[string]func(*testing.T, Open){
 		key.ExpiresAt = time.Date(2031, 1, 2, 3, 4, 5, 678901234, east)
 		// The database sets these, whatever the key says.
 		key.CreatedAt, key.UpdatedAt = time.Unix(1, 0), time.Unix(2, 0)
-		require.NoError(t, s.CreateKey(t.Context(), key))
+		require.NoError(t, s.CreateKey(t.Context(), key, by))
 
 		got, err := s.KeyByHash(t.Context(), key.Hash)
 		require.NoError(t, err)
@@ -41,7 +41,7 @@ var keyTests = map[string]func(*testing.T, Open){
 		s := migrated(t, open)
 		key := newKey("free")
 		key.Models = []string{}
-		require.NoError(t, s.CreateKey(t.Context(), key))
+		require.NoError(t, s.CreateKey(t.Context(), key, by))
 		got, err := s.KeyByHash(t.Context(), key.Hash)
 		require.NoError(t, err)
 		require.Nil(t, got.Models)
@@ -66,7 +66,7 @@ var keyTests = map[string]func(*testing.T, Open){
 		} {
 			key := newKey("wrong")
 			change(&key)
-			require.ErrorIs(t, s.CreateKey(t.Context(), key), store.ErrInvalid)
+			require.ErrorIs(t, s.CreateKey(t.Context(), key, by), store.ErrInvalid)
 		}
 		keys, err := s.ListKeys(t.Context())
 		require.NoError(t, err)
@@ -78,36 +78,36 @@ var keyTests = map[string]func(*testing.T, Open){
 		_, err := s.KeyByHash(t.Context(), sha256.Sum256([]byte("never stored")))
 		require.ErrorIs(t, err, store.ErrNotFound)
 		for _, name := range []string{"", "nobody", "nul\x00", "\xff\xfe"} {
-			_, err = s.RevokeKey(t.Context(), name, time.Now())
+			_, err = s.RevokeKey(t.Context(), name, by)
 			require.ErrorIs(t, err, store.ErrNotFound)
 		}
 	},
 
 	"a name belongs to one key in force": func(t *testing.T, open Open) {
 		s := migrated(t, open)
-		require.NoError(t, s.CreateKey(t.Context(), newKey("ci")))
+		require.NoError(t, s.CreateKey(t.Context(), newKey("ci"), by))
 		second := newKey("other")
 		second.Name = "ci"
-		require.ErrorIs(t, s.CreateKey(t.Context(), second), store.ErrNameTaken)
+		require.ErrorIs(t, s.CreateKey(t.Context(), second, by), store.ErrNameTaken)
 
-		first, err := s.RevokeKey(t.Context(), "ci", time.Now())
+		first, err := s.RevokeKey(t.Context(), "ci", by)
 		require.NoError(t, err)
 		require.Equal(t, newKey("ci").ID, first.ID)
-		require.NoError(t, s.CreateKey(t.Context(), second), "a revoked key's name is free")
+		require.NoError(t, s.CreateKey(t.Context(), second, by), "a revoked key's name is free")
 
-		got, err := s.RevokeKey(t.Context(), "ci", time.Now())
+		got, err := s.RevokeKey(t.Context(), "ci", by)
 		require.NoError(t, err)
 		require.Equal(t, second.ID, got.ID, "the name means the key in force")
 	},
 
 	"an id and a secret are stored once": func(t *testing.T, open Open) {
 		s := migrated(t, open)
-		require.NoError(t, s.CreateKey(t.Context(), newKey("one")))
+		require.NoError(t, s.CreateKey(t.Context(), newKey("one"), by))
 		sameID, sameSecret := newKey("two"), newKey("three")
 		sameID.ID = newKey("one").ID
 		sameSecret.Hash = newKey("one").Hash
 		for _, key := range []store.Key{sameID, sameSecret} {
-			err := s.CreateKey(t.Context(), key)
+			err := s.CreateKey(t.Context(), key, by)
 			require.ErrorIs(t, err, store.ErrDuplicate)
 			require.NotErrorIs(t, err, store.ErrNameTaken)
 		}
@@ -116,9 +116,9 @@ var keyTests = map[string]func(*testing.T, Open){
 	"keys are listed oldest first": func(t *testing.T, open Open) {
 		s := migrated(t, open)
 		for _, name := range []string{"b", "a", "c"} {
-			require.NoError(t, s.CreateKey(t.Context(), newKey(name)))
+			require.NoError(t, s.CreateKey(t.Context(), newKey(name), by))
 		}
-		_, err := s.RevokeKey(t.Context(), "a", time.Now())
+		_, err := s.RevokeKey(t.Context(), "a", by)
 		require.NoError(t, err)
 		keys, err := s.ListKeys(t.Context())
 		require.NoError(t, err)
@@ -127,15 +127,15 @@ var keyTests = map[string]func(*testing.T, Open){
 
 	"a revocation is kept as it first was": func(t *testing.T, open Open) {
 		s := migrated(t, open)
-		require.NoError(t, s.CreateKey(t.Context(), newKey("gone")))
+		require.NoError(t, s.CreateKey(t.Context(), newKey("gone"), by))
 		at := time.Date(2025, 5, 6, 7, 8, 9, 123456789, time.FixedZone("west", -8*3600))
-		first, err := s.RevokeKey(t.Context(), "gone", at)
+		first, err := s.RevokeKey(t.Context(), "gone", byAt(at))
 		require.NoError(t, err)
 		require.Equal(t, time.Date(2025, 5, 6, 15, 8, 9, 123456000, time.UTC), first.RevokedAt)
 		require.False(t, first.Active(at.Add(-time.Hour)))
 
 		for _, idOrName := range []string{"gone", newKey("gone").ID} {
-			again, err := s.RevokeKey(t.Context(), idOrName, at.Add(time.Hour))
+			again, err := s.RevokeKey(t.Context(), idOrName, byAt(at.Add(time.Hour)))
 			require.NoError(t, err)
 			require.Equal(t, first, again)
 		}
@@ -148,10 +148,10 @@ var keyTests = map[string]func(*testing.T, Open){
 		s := migrated(t, open)
 		byID, byName := newKey("by id"), newKey("by name")
 		byName.Name = byID.ID
-		require.NoError(t, s.CreateKey(t.Context(), byName))
-		require.NoError(t, s.CreateKey(t.Context(), byID))
+		require.NoError(t, s.CreateKey(t.Context(), byName, by))
+		require.NoError(t, s.CreateKey(t.Context(), byID, by))
 		for range 2 { // also when only the other one is in force
-			got, err := s.RevokeKey(t.Context(), byID.ID, time.Now())
+			got, err := s.RevokeKey(t.Context(), byID.ID, by)
 			require.NoError(t, err)
 			require.Equal(t, byID.Name, got.Name)
 		}
@@ -165,15 +165,15 @@ var keyTests = map[string]func(*testing.T, Open){
 		require.WithinDuration(t, time.Now(), next, clockSlack)
 		require.Equal(t, time.UTC, next.Location())
 
-		require.NoError(t, s.CreateKey(t.Context(), newKey("first")))
-		require.NoError(t, s.CreateKey(t.Context(), newKey("second")))
+		require.NoError(t, s.CreateKey(t.Context(), newKey("first"), by))
+		require.NoError(t, s.CreateKey(t.Context(), newKey("second"), by))
 		keys, following, err := s.KeysChangedSince(t.Context(), next)
 		require.NoError(t, err)
 		require.Equal(t, []string{"first", "second"}, names(keys))
 		require.False(t, following.Before(next))
 		require.False(t, following.After(keys[0].UpdatedAt), "late commits would be missed")
 
-		revoked, err := s.RevokeKey(t.Context(), "first", time.Unix(0, 0))
+		revoked, err := s.RevokeKey(t.Context(), "first", byAt(time.Unix(0, 0)))
 		require.NoError(t, err)
 		require.True(t, revoked.UpdatedAt.After(keys[1].UpdatedAt), "a revocation is a change now")
 		keys, _, err = s.KeysChangedSince(t.Context(), revoked.UpdatedAt)

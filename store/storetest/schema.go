@@ -31,7 +31,7 @@ var schemaTests = map[string]func(*testing.T, Open){
 	"stores that start together all find the schema": MigrateTogether,
 
 	"what one store wrote another one reads": func(t *testing.T, open Open) {
-		require.NoError(t, migrated(t, open).CreateKey(t.Context(), newKey("dev")))
+		require.NoError(t, migrated(t, open).CreateKey(t.Context(), newKey("dev"), by))
 		key, err := open().KeyByHash(t.Context(), newKey("dev").Hash)
 		require.NoError(t, err)
 		require.Equal(t, "dev", key.Name)
@@ -51,7 +51,7 @@ var schemaTests = map[string]func(*testing.T, Open){
 		require.ErrorIs(t, err, context.Canceled)
 		_, _, err = s.KeysChangedSince(ctx, newRecord("x").CreatedAt)
 		require.ErrorIs(t, err, context.Canceled)
-		require.ErrorIs(t, s.CreateKey(ctx, newKey("x")), context.Canceled)
+		require.ErrorIs(t, s.CreateKey(ctx, newKey("x"), by), context.Canceled)
 	},
 }
 

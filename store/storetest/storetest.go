@@ -29,10 +29,21 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 	t.Run("keys", func(t *testing.T) {
 		t.Parallel()
 		runAll(t, newDatabase, keyTests)
+		runAll(t, newDatabase, keyChangeTests)
+	})
+	t.Run("tenants", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, tenantTests)
+	})
+	t.Run("audit", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, auditTests)
 	})
 	t.Run("usage", func(t *testing.T) {
 		t.Parallel()
 		runAll(t, newDatabase, usageTests)
+		runAll(t, newDatabase, reportTests)
+		runAll(t, newDatabase, spendTests)
 	})
 	t.Run("files", func(t *testing.T) {
 		t.Parallel()
@@ -69,6 +80,10 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 	t.Run("idempotency", func(t *testing.T) {
 		t.Parallel()
 		runAll(t, newDatabase, idempotencyTests)
+	})
+	t.Run("cache", func(t *testing.T) {
+		t.Parallel()
+		runAll(t, newDatabase, cacheTests)
 	})
 	t.Run("webhooks", func(t *testing.T) {
 		t.Parallel()
@@ -137,6 +152,9 @@ func newRecord(jobID string) inference.Record {
 		Queue:      1500 * time.Microsecond,
 		FirstToken: 210*time.Millisecond + 7*time.Microsecond,
 		Total:      3*time.Second + 1*time.Microsecond,
+		Cost:       123_456_789,
+		Priced:     true,
+		Cache:      inference.CacheStale,
 	}
 }
 

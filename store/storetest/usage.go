@@ -285,10 +285,14 @@ func pages(t *testing.T, open Open) {
 }
 
 // requireNoZeroField holds newRecord to its promise, so that a field which is added
-// to a record later cannot be left out of a database unnoticed.
+// to a record later cannot be left out of a database unnoticed. What tells who finds out
+// the cost is said on the way to the database alone.
 func requireNoZeroField(t *testing.T, v reflect.Value) {
 	t.Helper()
 	for i := range v.NumField() {
+		if v.Type().Field(i).Name == "Costed" {
+			continue
+		}
 		require.False(t, v.Field(i).IsZero(), "set %s in newRecord", v.Type().Field(i).Name)
 	}
 	if nested := v.FieldByName("Usage"); nested.IsValid() {

@@ -12,7 +12,7 @@ const BatchColumns = `id, tenant, key_id, key_name, endpoint, kind, model, input
 	output_expires, metadata, status, created_at, expires_at, in_progress_at, finalizing_at, completed_at,
 	failed_at, expired_at, cancelling_at, cancelled_at, read_bytes, total, completed, failed, prompt_tokens,
 	completion_tokens, cached_tokens, reasoning_tokens, output_file, error_file, faults, rate, owner,
-	leased_until, purge_at`
+	leased_until, purge_at, caller`
 
 // The conditions of partial indexes, word for word.
 const (
@@ -29,8 +29,8 @@ const (
 const (
 	// InsertBatch takes the values of InsertBatchArgs.
 	InsertBatch = `INSERT INTO batches (id, tenant, key_id, key_name, endpoint, kind, model, input_file,
-		completion_window, output_expires, metadata, status, created_at, expires_at, owner, leased_until)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+		completion_window, output_expires, metadata, status, created_at, expires_at, owner, leased_until, caller)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 		ON CONFLICT (id) DO NOTHING`
 
 	// BatchByID takes tenant and id, AnyBatch the id.
@@ -56,8 +56,10 @@ const (
 
 	NoteRate = `UPDATE batches SET rate = $2 WHERE id = $1`
 
-	// Undropped selects a batch that ended and may have lines yet. MarkDropped takes its id.
-	Undropped   = `SELECT id FROM batches WHERE ` + undropped + ` ORDER BY id LIMIT 1`
+	// Undropped selects a batch that ended before a time and may have lines yet. MarkDropped
+	// takes its id.
+	Undropped = `SELECT id FROM batches WHERE ` + undropped + `
+		AND coalesce(completed_at, failed_at, expired_at, cancelled_at) < $1 ORDER BY id LIMIT 1`
 	MarkDropped = `UPDATE batches SET dropped = true WHERE id = $1`
 
 	// OutdatedBatches takes the time and a limit.

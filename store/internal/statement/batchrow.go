@@ -16,11 +16,29 @@ func InsertBatchArgs(b store.Batch, stamp func(time.Time) any) ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode metadata: %w", err)
 	}
+	caller, err := encodeCaller(b.Caller)
+	if err != nil {
+		return nil, fmt.Errorf("encode caller: %w", err)
+	}
 	return []any{
 		b.ID, b.Tenant, b.KeyID, b.KeyName, b.Endpoint, string(b.Kind), b.Model, b.InputFile,
 		b.CompletionWindow.Microseconds(), b.OutputExpires.Microseconds(), metadata, string(b.Status),
-		stamp(b.CreatedAt), stamp(b.ExpiresAt), b.Owner, stamp(b.LeasedUntil),
+		stamp(b.CreatedAt), stamp(b.ExpiresAt), b.Owner, stamp(b.LeasedUntil), caller,
 	}, nil
+}
+
+// encodeCaller returns a caller as it is kept: a JSON object, or nil, which stands for
+// NULL.
+func encodeCaller(c *store.BatchCaller) (*string, error) {
+	if c == nil {
+		return nil, nil //nolint:nilnil // NULL is a value like any other
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	text := string(b)
+	return &text, nil
 }
 
 // EncodeFaults returns faults as they are kept: a JSON array, or nil, which stands for
@@ -44,7 +62,7 @@ type BatchRow[T any] struct {
 	window, keep                                               int64
 	created, expires, begun, finalizing, completed             T
 	failed, expired, cancelling, cancelled, leasedUntil, purge T
-	metadata, faults                                           *string
+	metadata, faults, caller                                   *string
 }
 
 // Targets returns where the values of BatchColumns go.
@@ -55,7 +73,7 @@ func (r *BatchRow[T]) Targets() []any {
 		&r.keep, &r.metadata, &b.Status, &r.created, &r.expires, &r.begun, &r.finalizing, &r.completed,
 		&r.failed, &r.expired, &r.cancelling, &r.cancelled, &b.ReadBytes, &b.Total, &b.Completed, &b.Failed,
 		&u.PromptTokens, &u.CompletionTokens, &u.CachedTokens, &u.ReasoningTokens, &b.OutputFile, &b.ErrorFile,
-		&r.faults, &b.Rate, &b.Owner, &r.leasedUntil, &r.purge,
+		&r.faults, &b.Rate, &b.Owner, &r.leasedUntil, &r.purge, &r.caller,
 	}
 }
 
@@ -77,6 +95,11 @@ func (r *BatchRow[T]) Batch(read func(T) time.Time) (store.Batch, error) {
 	if r.faults != nil {
 		if err := json.Unmarshal([]byte(*r.faults), &b.Faults); err != nil {
 			return store.Batch{}, fmt.Errorf("faults of batch %s: %w", b.ID, err)
+		}
+	}
+	if r.caller != nil {
+		if err := json.Unmarshal([]byte(*r.caller), &b.Caller); err != nil {
+			return store.Batch{}, fmt.Errorf("caller of batch %s: %w", b.ID, err)
 		}
 	}
 	return b, nil

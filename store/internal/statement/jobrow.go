@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/store"
 )
 
@@ -20,10 +21,14 @@ func InsertJobArgs(j store.Job, stamp func(time.Time) any) ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode metadata: %w", err)
 	}
+	own, err := encodeLimits(j.Limits)
+	if err != nil {
+		return nil, fmt.Errorf("encode limits: %w", err)
+	}
 	return []any{
 		j.ID, j.RequestID, j.Tenant, j.KeyID, j.KeyName, string(j.Kind), j.Model, string(j.Lane), j.BatchID, int64(j.Line), j.CustomID,
 		candidates, j.TraceParent, metadata, nullBytes(j.Webhook), stamp(j.CreatedAt), stamp(j.Deadline),
-		string(j.Status), int64(j.Epoch), stamp(j.LeasedUntil), nullBytes(j.Body),
+		string(j.Status), int64(j.Epoch), stamp(j.LeasedUntil), own, nullBytes(j.Body),
 	}, nil
 }
 
@@ -64,7 +69,7 @@ type JobRow[T any] struct {
 	created, deadline, notBefore, dispatched, leased, started, finished, expires T
 	prompt, completion, cached, reasoning                                        *int64
 	candidates                                                                   string
-	metadata, tries                                                              *string
+	metadata, tries, limits                                                      *string
 }
 
 // Targets returns where the values of JobColumns go, or those of WholeJobColumns.
@@ -75,7 +80,7 @@ func (r *JobRow[T]) Targets(whole bool) []any {
 		&j.CustomID, &r.candidates, &j.TraceParent, &r.metadata, &j.Webhook, &r.created, &r.deadline, &j.Status, &j.Epoch,
 		&r.notBefore, &r.dispatched, &j.Provider, &r.seq, &r.leased, &r.started, &r.finished, &r.expires, &j.ResponseStatus,
 		&j.Attempts, &r.tries, &r.prompt, &r.completion, &r.cached, &r.reasoning, &j.Usage.Estimated,
-		&j.ProviderServed, &j.ModelServed, &j.ErrorCode,
+		&j.ProviderServed, &j.ModelServed, &j.ErrorCode, &r.limits,
 	}
 	if whole {
 		targets = append(targets, &j.Body, &j.Response)
@@ -103,7 +108,33 @@ func (r *JobRow[T]) Job(read func(T) time.Time) (store.Job, error) {
 	if j.Metadata, err = decodeTexts(r.metadata); err != nil {
 		return store.Job{}, fmt.Errorf("metadata of job %s: %w", j.ID, err)
 	}
+	if j.Limits, err = decodeLimits(r.limits); err != nil {
+		return store.Job{}, fmt.Errorf("limits of job %s: %w", j.ID, err)
+	}
 	return j, nil
+}
+
+// encodeLimits returns limits as they are kept: a JSON object, or nil, which stands for
+// NULL, for none.
+func encodeLimits(l *limits.Limits) (*string, error) {
+	if l == nil {
+		return nil, nil //nolint:nilnil // NULL is a value like any other
+	}
+	b, err := json.Marshal(l)
+	if err != nil {
+		return nil, err
+	}
+	text := string(b)
+	return &text, nil
+}
+
+func decodeLimits(text *string) (*limits.Limits, error) {
+	if text == nil {
+		return nil, nil //nolint:nilnil // as above
+	}
+	l := new(limits.Limits)
+	err := json.Unmarshal([]byte(*text), l)
+	return l, err
 }
 
 func zeroNull(n *int64) int64 {

@@ -16,7 +16,7 @@ const (
 	candidates, trace_parent, metadata, webhook, created_at, deadline, status, epoch, not_before, dispatched_at,
 	provider, seq, leased_until, started_at, finished_at, expires_at, response_status, attempts, tries,
 	prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, estimated, provider_served,
-	model_served, error_code`
+	model_served, error_code, limits`
 	WholeJobColumns = JobColumns + `, body, response`
 )
 
@@ -24,8 +24,8 @@ const (
 // InsertJobArgs.
 const (
 	InsertJobColumns = `id, request_id, tenant, key_id, key_name, kind, model, lane, batch_id, line, custom_id,
-	candidates, trace_parent, metadata, webhook, created_at, deadline, status, epoch, leased_until, body`
-	InsertJobColumnCount = 21
+	candidates, trace_parent, metadata, webhook, created_at, deadline, status, epoch, leased_until, limits, body`
+	InsertJobColumnCount = 22
 )
 
 // The conditions of partial indexes, word for word: a database takes such an index only
@@ -45,7 +45,7 @@ const (
 const (
 	// InsertJob takes the values of InsertJobArgs.
 	InsertJob = `INSERT INTO jobs (` + InsertJobColumns + `)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
 		ON CONFLICT (id) DO NOTHING`
 
 	// JobByID takes tenant and id, JobWithoutBodies too.

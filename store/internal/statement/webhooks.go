@@ -65,15 +65,24 @@ func InsertTargetDelivery(c Clock) string {
 		VALUES ($1, '', $2, ` + c.Now + `, ` + c.Now + `)`
 }
 
+// What can be delivered again, by the ids of the event and of the endpoint: to an endpoint
+// in force of the event's tenant, or to the event's own target, which has no id.
+const (
+	toEndpoint = ` FROM webhook_events e, webhooks w
+		WHERE e.id = $1 AND w.id = $2 AND w.tenant = e.tenant AND w.disabled_at IS NULL`
+	toTarget = ` FROM webhook_deliveries WHERE event_id = $1 AND webhook_id = $2 AND webhook_id = ''`
+)
+
+// Redeliverable has a row if Redeliver of the same would change one.
+const Redeliverable = `SELECT 1` + toEndpoint + ` UNION ALL SELECT 1` + toTarget
+
 // Redeliver takes the event's id and the endpoint's, which is empty for its own target. A
 // lease is left to whoever has it: the attempt in its hands may be the one that is asked for.
 func Redeliver(c Clock) string {
 	return `INSERT INTO webhook_deliveries (event_id, webhook_id, lane, next_at, created_at)
-		SELECT e.id, w.id, w.id, ` + c.Now + `, ` + c.Now + ` FROM webhook_events e, webhooks w
-		WHERE e.id = $1 AND w.id = $2 AND w.tenant = e.tenant AND w.disabled_at IS NULL
+		SELECT e.id, w.id, w.id, ` + c.Now + `, ` + c.Now + toEndpoint + `
 		UNION ALL
-		SELECT event_id, webhook_id, lane, ` + c.Now + `, ` + c.Now + ` FROM webhook_deliveries
-		WHERE event_id = $1 AND webhook_id = $2 AND webhook_id = ''
+		SELECT event_id, webhook_id, lane, ` + c.Now + `, ` + c.Now + toTarget + `
 		ON CONFLICT (event_id, webhook_id) DO UPDATE SET state = 'pending', failed = 0, ended_at = NULL,
 			next_at = CASE WHEN webhook_deliveries.lease = '' THEN excluded.next_at ELSE webhook_deliveries.next_at END`
 }
