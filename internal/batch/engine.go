@@ -44,7 +44,7 @@ type Ending interface {
 
 // Cleaning is what it needs to remove what is over.
 type Cleaning interface {
-	DropLines(ctx context.Context, limit int) (int, error)
+	DropLines(ctx context.Context, before time.Time, limit int) (int, error)
 	PurgeBatches(ctx context.Context, now time.Time, limit int) (int, error)
 }
 
@@ -87,7 +87,8 @@ type Options struct {
 	// Ready reports whether the queue can be reached. While it cannot, no line is leased.
 	Ready func() bool
 	// Publish brings leased lines to the queue and notes where they are. What it could
-	// not bring there comes again when its lease is over, or when Publish has said so.
+	// not bring there comes again when its lease is over, or when Publish has said so. The
+	// error is a *Held when that is because of a limit.
 	Publish func(ctx context.Context, lines []store.Job) error
 	// Recall takes back what it can of the messages of lines that have ended.
 	Recall func(ctx context.Context, lines []store.Job)
@@ -108,6 +109,7 @@ type Options struct {
 const (
 	ownMost    = store.MaxLeased // batches
 	cleanEvery = time.Minute
+	linesKept  = time.Minute // after their batch, for whoever published them and counts what they took
 	cleanStep  = 1000
 	validators = 2 // files read at once
 	enders     = 4 // batches brought to their end at once
@@ -190,7 +192,7 @@ func (e *Engine) Run(ctx context.Context) {
 // clean removes lines of batches that have ended, and batches whose time is over.
 func (e *Engine) clean(ctx context.Context) {
 	steps := []func() (int, error){
-		func() (int, error) { return e.opt.Store.DropLines(ctx, cleanStep) },
+		func() (int, error) { return e.opt.Store.DropLines(ctx, time.Now().Add(-linesKept), cleanStep) },
 		func() (int, error) { return e.opt.Store.PurgeBatches(ctx, time.Now(), cleanStep) },
 	}
 	for ctx.Err() == nil {

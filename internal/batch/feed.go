@@ -2,6 +2,7 @@ package batch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -25,7 +26,18 @@ type feeding struct {
 	batch store.Batch
 	rate  Rate
 	noted time.Time
+	held  time.Time // until when no line of it is let in
 }
+
+// Held is Publish's word that a limit let none of the lines in, and when the first of them
+// may be tried again. It is no trouble: the batch waits.
+type Held struct{ Until time.Time }
+
+func (h *Held) Error() string { return "a limit is reached" }
+
+// heldMost is how long a batch waits at most for a limit before it tries its next lines:
+// they may be for another model.
+const heldMost = 5 * time.Second
 
 func newFeeding(b store.Batch) *feeding {
 	return &feeding{batch: b, rate: NewRate(b.Rate, b.Completed+b.Failed, time.Now()), noted: time.Now()}
@@ -71,10 +83,18 @@ func (e *Engine) feedPass(ctx context.Context, now time.Time) (time.Duration, er
 			e.close(ctx, f.batch)
 			continue
 		}
+		if now.Before(f.held) {
+			continue
+		}
 		if backlog.Waiting > 0 {
 			pause = feedBusy
 		}
-		if err := e.send(ctx, f.batch.ID, windows[f.batch.ID]); err != nil {
+		err := e.send(ctx, f.batch.ID, windows[f.batch.ID])
+		if held, ok := errors.AsType[*Held](err); ok {
+			f.held = now.Add(min(held.Until.Sub(now), heldMost))
+			continue
+		}
+		if err != nil {
 			e.trouble(ctx, f.batch.ID, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strconv"
 
+	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
 	"sluice/store"
 )
@@ -13,6 +14,7 @@ import (
 const (
 	codeExpired   = "batch_expired"
 	codeCancelled = "batch_cancelled"
+	codePurged    = string(inference.CodePurged)
 )
 
 // AppendLine appends what came of a line, with the end of the line. The same job gives the
@@ -40,6 +42,8 @@ func undone(job *store.Job) (code, message string) {
 	switch {
 	case job.Status == store.JobExpired:
 		return codeExpired, "The batch's completion window ended before this request was done."
+	case job.Status == store.JobCancelled && job.ErrorCode == inference.CodePurged:
+		return codePurged, "An operator has emptied the queue in which this request waited. It was not done."
 	case job.Status == store.JobCancelled:
 		return codeCancelled, "The batch was cancelled before this request was done."
 	case job.ResponseStatus == 0 || len(job.Response) == 0:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"sluice/internal/inference"
 	"sluice/store"
 )
 
@@ -27,6 +28,8 @@ func TestOutputLines(t *testing.T) {
 		"no JSON":       {strange, `{"id":"batch_req_abc","custom_id":"a\"1","response":{"status_code":200,"request_id":"req_1","body":"no JSON\n"},"error":null}`},
 		"no answer":     {lost, `{"id":"batch_req_abc","custom_id":"x","response":null,"error":{"code":"worker_lost","message":"The request failed, and no answer was kept."}}`},
 		"its time over": {store.Job{ID: "abc", CustomID: "x", Status: store.JobExpired}, `{"id":"batch_req_abc","custom_id":"x","response":null,"error":{"code":"batch_expired","message":"The batch's completion window ended before this request was done."}}`},
+		"purged":        {store.Job{ID: "abc", CustomID: "x", Status: store.JobCancelled, ErrorCode: inference.CodePurged}, `{"id":"batch_req_abc","custom_id":"x","response":null,"error":{"code":"purged","message":"An operator has emptied the queue in which this request waited. It was not done."}}`},
+		"taken back":    {store.Job{ID: "abc", CustomID: "x", Status: store.JobCancelled, ErrorCode: inference.CodeCancelled}, `{"id":"batch_req_abc","custom_id":"x","response":null,"error":{"code":"batch_cancelled","message":"The batch was cancelled before this request was done."}}`},
 		"cancelled":     {store.Job{ID: "abc", CustomID: "x", Status: store.JobCancelled}, `{"id":"batch_req_abc","custom_id":"x","response":null,"error":{"code":"batch_cancelled","message":"The batch was cancelled before this request was done."}}`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/internal/openaiapi"
 	"sluice/internal/queue"
 	"sluice/store"
@@ -220,8 +221,12 @@ func (v *validation) job(line Line, call *Call, candidates []inference.Candidate
 	if b.Endpoint == openaiapi.EndpointEmbeddings {
 		kind = inference.KindEmbeddings
 	}
+	var own *limits.Limits
+	if b.Caller != nil {
+		own = b.Caller.Limits
+	}
 	return store.Job{
-		ID: id, RequestID: "req_" + id, Tenant: b.Tenant, KeyID: b.KeyID, KeyName: b.KeyName, Kind: kind,
+		ID: id, RequestID: "req_" + id, Tenant: b.Tenant, KeyID: b.KeyID, KeyName: b.KeyName, Limits: own, Kind: kind,
 		Model: call.Request.Model, Lane: inference.LaneBatch, Body: bytes.Clone(call.Body), Candidates: candidates,
 		CreatedAt: b.CreatedAt, Deadline: b.ExpiresAt, BatchID: b.ID, Line: line.Number, CustomID: call.CustomID,
 	}

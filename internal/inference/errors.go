@@ -15,7 +15,11 @@ const (
 	CodeInvalidRequest      ErrorCode = "invalid_request"
 	CodeInvalidJSON         ErrorCode = "invalid_json"
 	CodeUnauthenticated     ErrorCode = "invalid_api_key"
+	CodeInvalidToken        ErrorCode = "invalid_token"     // of an identity provider
+	CodeTokenNotAllowed     ErrorCode = "token_not_allowed" // it is in force, and says too little
 	CodeModelNotAllowed     ErrorCode = "model_not_allowed"
+	CodeTenantDisabled      ErrorCode = "tenant_disabled"
+	CodeForbidden           ErrorCode = "forbidden" // an operator who may look only
 	CodeModelNotFound       ErrorCode = "model_not_found"
 	CodeNotFound            ErrorCode = "not_found"
 	CodeMethodNotAllowed    ErrorCode = "method_not_allowed"
@@ -26,8 +30,14 @@ const (
 	CodeStorageUnavailable  ErrorCode = "storage_unavailable" // files cannot be reached
 	CodeIdempotencyReused   ErrorCode = "idempotency_key_reused"
 	CodeNoIdempotency       ErrorCode = "idempotency_unavailable" // keys cannot be looked up
+	CodeConfigInvalid       ErrorCode = "invalid_configuration"   // told to operators alone
 	CodeQueueFull           ErrorCode = "queue_full"
+	CodeRateLimited         ErrorCode = "rate_limit_exceeded" // a limit of the caller's own
+	CodeQuota               ErrorCode = "insufficient_quota"  // a budget of the caller's own
+	CodeLimitsUnavailable   ErrorCode = "limits_unavailable"  // the counters of limits cannot be reached
 	CodeQueueUnavailable    ErrorCode = "queue_unavailable"
+	CodeProviderDraining    ErrorCode = "provider_draining" // an operator wants no more requests to go to the only one
+	CodePurged              ErrorCode = "purged"            // an operator emptied the queue
 	CodeAuthUnavailable     ErrorCode = "auth_unavailable"
 	CodeUpstreamRejected    ErrorCode = "upstream_rejected"     // a 4xx that is the client's own fault; goes back as it came
 	CodeUpstreamRateLimited ErrorCode = "upstream_rate_limited" // 429
@@ -39,6 +49,7 @@ const (
 	CodeUpstreamTimeout     ErrorCode = "upstream_timeout"     // the provider's own limits, not the request's deadline
 	CodeUpstreamCut         ErrorCode = "upstream_cut"         // the stream ended before its end
 	CodeDeadlineExceeded    ErrorCode = "deadline_exceeded"
+	CodeNotCached           ErrorCode = "not_cached" // and nobody is to be asked
 	CodeCancelled           ErrorCode = "cancelled"
 	CodeWorkerLost          ErrorCode = "worker_lost"
 	CodeEventsLost          ErrorCode = "events_lost"

@@ -52,4 +52,22 @@ type Record struct {
 	Queue       time.Duration // from acceptance to the start of the work
 	FirstToken  time.Duration // from acceptance to the first token; zero when not streamed
 	Total       time.Duration // from acceptance to the end
+
+	// Cost is what the tokens cost at the prices of CreatedAt, and Priced says that it is
+	// known. Costed says that this has been found out: of a row that an ingress made, by the
+	// prices that its request began with; of any other, on its way into the database.
+	Cost   Cost
+	Priced bool
+	Costed bool
+
+	Cache CacheUse
 }
+
+// CacheUse is how an answer came from the response cache. Such an answer costs nothing.
+type CacheUse string
+
+// The ways. Empty: it did not.
+const (
+	CacheHit   CacheUse = "hit"
+	CacheStale CacheUse = "stale" // it had expired, and no provider could be asked
+)

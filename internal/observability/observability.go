@@ -13,18 +13,30 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// NewLogger returns a logger of the given least level (debug, info, warn, error) and
-// format (json, text).
-func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("log level %q: %w", level, err)
+// Level is the least level that a logger logs. It may change while the logger is used.
+type Level struct{ slog.LevelVar }
+
+// NewLevel returns a level by its name (debug, info, warn, error).
+func NewLevel(name string) (*Level, error) {
+	l := new(Level)
+	return l, l.SetName(name)
+}
+
+// SetName changes the level to the one of that name.
+func (l *Level) SetName(name string) error {
+	if err := l.UnmarshalText([]byte(name)); err != nil {
+		return fmt.Errorf("log level %q: %w", name, err)
 	}
-	opts := &slog.HandlerOptions{Level: l}
+	return nil
+}
+
+// NewLogger returns a logger of the given least level and format (json, text).
+func NewLogger(w io.Writer, level *Level, format string) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
 	if format == "text" {
-		return slog.New(slog.NewTextHandler(w, opts)), nil
+		return slog.New(slog.NewTextHandler(w, opts))
 	}
-	return slog.New(slog.NewJSONHandler(w, opts)), nil
+	return slog.New(slog.NewJSONHandler(w, opts))
 }
 
 // NewRegistry returns a registry with the process's and the runtime's own metrics.

@@ -3,6 +3,7 @@ package observability
 import (
 	"bytes"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -13,8 +14,9 @@ import (
 func TestLogger(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
-	log, err := NewLogger(&b, "warn", "json")
+	level, err := NewLevel("warn")
 	require.NoError(t, err)
+	log := NewLogger(&b, level, "json")
 	log.Info("hidden")
 	log.Warn("seen", "request_id", "r1")
 	var line map[string]any
@@ -23,13 +25,18 @@ func TestLogger(t *testing.T) {
 	require.Equal(t, "r1", line["request_id"])
 
 	b.Reset()
-	log, err = NewLogger(&b, "debug", "text")
-	require.NoError(t, err)
+	require.NoError(t, level.SetName("debug"), "it may change while the logger is used")
 	log.Debug("seen")
+	require.Contains(t, b.String(), `"level":"DEBUG"`)
+
+	b.Reset()
+	NewLogger(&b, level, "text").Debug("seen")
 	require.Contains(t, b.String(), "level=DEBUG msg=seen")
 
-	_, err = NewLogger(&b, "loud", "json")
+	_, err = NewLevel("loud")
 	require.ErrorContains(t, err, `"loud"`)
+	require.Error(t, level.SetName("loud"))
+	require.Equal(t, slog.LevelDebug, level.Level(), "which stays as it was")
 }
 
 func TestMetrics(t *testing.T) {

@@ -38,7 +38,7 @@ func ParseCreateBatch(body []byte) (CreateBatch, error) {
 		return CreateBatch{}, invalid("", "the request body must be a JSON object")
 	}
 	var f [batchMembers]value
-	if err := collect(root, batchMember, f[:]); err != nil {
+	if err := collect(root, batchMember, f[:], nil); err != nil {
 		return CreateBatch{}, err
 	}
 	var c CreateBatch

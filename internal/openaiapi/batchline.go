@@ -65,7 +65,7 @@ func ParseBatchLine(line []byte) (BatchLine, error) {
 		return BatchLine{}, ErrLineNotJSON
 	}
 	var f [lineMembers]value
-	if collect(root, lineMember, f[:]) != nil {
+	if collect(root, lineMember, f[:], nil) != nil {
 		return BatchLine{}, ErrLineAmbiguous
 	}
 	var l BatchLine

@@ -26,7 +26,8 @@ type ChatRequest struct {
 	HasTools     bool // at least one tool is offered, in tools or in the older functions
 	HasImages    bool // at least one content part is an image
 	Structured   bool // response_format asks for an answer that follows a JSON Schema
-	MaxOutput    int  // tokens: max_completion_tokens, else max_tokens; zero when neither bounds the answer
+	MaxOutput    int  // tokens of one choice: the larger of max_completion_tokens and max_tokens, since upstreams differ in which they read; zero when neither bounds the answer
+	Choices      int  // n; zero when the request does not say it, which stands for 1
 }
 
 // ParseChat checks a chat-completions request and reads what is needed of it. The
@@ -42,15 +43,16 @@ func ParseChat(body []byte) (ChatRequest, error) {
 	if err := checkBody(body); err != nil {
 		return ChatRequest{}, err
 	}
-	root := rootOf(body)
+	root := rootOfChecked(body)
 	if !root.isObject() {
 		return ChatRequest{}, invalid("", "the request body must be a JSON object")
 	}
 	var f chatFields
-	if err := collect(root, chatMember, f[:]); err != nil {
+	var said prompt
+	if err := collect(root, chatMember, f[:], &said); err != nil {
 		return ChatRequest{}, err
 	}
-	return f.request()
+	return f.request(&said)
 }
 
 // checkBody says whether the body is JSON of acceptable depth. Its result is nil
@@ -160,8 +162,9 @@ func chatMember(name []byte) (string, int) {
 	return commonMember(name)
 }
 
-// collect puts the members of the request that are looked at where place wants them.
-func collect(root value, place func(name []byte) (string, int), into []value) error {
+// collect puts the members of the request that are looked at where place wants them. The
+// text of the others that a model may read is counted as said, if that is asked for.
+func collect(root value, place func(name []byte) (string, int), into []value, said *prompt) error {
 	it := walk(root)
 	for m, ok := it.member(); ok; m, ok = it.member() {
 		key := m.key
@@ -175,6 +178,9 @@ func collect(root value, place func(name []byte) (string, int), into []value) er
 			if twin, known := place(folded(key)); known >= 0 {
 				return invalid(twin, "%q differs from %s only in its case, and some upstreams would take one for the other", clip(string(key), MaxModelBytes), twin)
 			}
+			if said != nil && mayBeRead(key) {
+				said.sayBeside(m.val)
+			}
 			continue
 		}
 		if into[i] != nil {
@@ -183,6 +189,13 @@ func collect(root value, place func(name []byte) (string, int), into []value) er
 		into[i] = m.val
 	}
 	return nil
+}
+
+// mayBeRead reports whether a member that is not looked at may be text for the model: of
+// one that is not known here, such as the documents that some upstreams take, nobody knows.
+// A prediction is charged for like an answer.
+func mayBeRead(key []byte) bool {
+	return string(key) == "prediction" || placeOf(string(key)) == asWritten
 }
 
 // folded is a member's name as a reader takes it that does not tell cases apart, such as
@@ -206,14 +219,14 @@ func folded(key []byte) []byte {
 	}, key)
 }
 
-func (f *chatFields) request() (ChatRequest, error) {
+// request reads the fields. What they say is added to what others said.
+func (f *chatFields) request(said *prompt) (ChatRequest, error) {
 	var r ChatRequest
 	var err error
 	if r.Features, err = parseFeatures(f[:commonMembers]); err != nil {
 		return ChatRequest{}, err
 	}
-	var said prompt
-	if err = parseMessages(f[inMessages], &said); err != nil {
+	if err = parseMessages(f[inMessages], said); err != nil {
 		return ChatRequest{}, err
 	}
 	if r.Stream, r.IncludeUsage, err = parseStream(f[inStream], f[inStreamOptions]); err != nil {
@@ -227,41 +240,49 @@ func (f *chatFields) request() (ChatRequest, error) {
 		functions = nil
 	}
 	r.HasTools, r.HasImages = !tools.empty() || !functions.empty(), said.images > 0
-	said.define(tools)
-	said.define(functions)
+	f.define(said)
 	r.PromptTokens = said.tokens()
 	if format := f[inResponseFormat]; format != nil {
 		r.Structured = format.field("type").is("json_schema")
 	}
-	if r.MaxOutput, err = f.checkNumbers(); err != nil {
+	if r.MaxOutput, r.Choices, err = f.checkNumbers(); err != nil {
 		return ChatRequest{}, err
 	}
 	return r, nil
 }
 
-// checkNumbers returns the bound of the answer's length.
-func (f *chatFields) checkNumbers() (most int, err error) {
-	if n, ok := integer(f[inN]); !f[inN].absent() && (!ok || n < 1 || n > MaxChoices) {
-		return 0, invalid("n", "n must be an integer from 1 to %d", MaxChoices)
+// define counts what the request tells the model beside its messages.
+func (f *chatFields) define(said *prompt) {
+	said.define(f[inTools])
+	if functions := f[inFunctions]; functions.isArray() {
+		said.define(functions)
+	}
+	if format := f[inResponseFormat]; format.isObject() {
+		said.part(format)
+	}
+}
+
+// checkNumbers returns the bound of the length of each choice, and how many there are to be.
+func (f *chatFields) checkNumbers() (most, choices int, err error) {
+	n, ok := integer(f[inN])
+	if !f[inN].absent() && (!ok || n < 1 || n > MaxChoices) {
+		return 0, 0, invalid("n", "n must be an integer from 1 to %d", MaxChoices)
 	}
 	older, ok := integer(f[inMaxTokens])
 	if !f[inMaxTokens].absent() && (!ok || older < 0) {
-		return 0, invalid("max_tokens", "max_tokens must be an integer that is not negative")
+		return 0, 0, invalid("max_tokens", "max_tokens must be an integer that is not negative")
 	}
 	bound, ok := integer(f[inMaxCompletionTokens])
 	if !f[inMaxCompletionTokens].absent() && (!ok || bound < 0) {
-		return 0, invalid("max_completion_tokens", "max_completion_tokens must be an integer that is not negative")
+		return 0, 0, invalid("max_completion_tokens", "max_completion_tokens must be an integer that is not negative")
 	}
 	if !f[inTemperature].absent() && !f[inTemperature].isNumber() {
-		return 0, invalid("temperature", "temperature must be a number")
+		return 0, 0, invalid("temperature", "temperature must be a number")
 	}
 	if !f[inTopP].absent() && !f[inTopP].isNumber() {
-		return 0, invalid("top_p", "top_p must be a number")
+		return 0, 0, invalid("top_p", "top_p must be a number")
 	}
-	if bound == 0 {
-		bound = older
-	}
-	return int(min(bound, math.MaxInt32)), nil
+	return int(min(max(bound, older), math.MaxInt32)), int(n), nil
 }
 
 // integer reads a number that is spelled as an integer; 1.0 and 1e0 are not.

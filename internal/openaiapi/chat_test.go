@@ -38,17 +38,18 @@ func TestParseChatReads(t *testing.T) {
 		"images":        {`{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"data:"}}]}]}`, openaiapi.ChatRequest{Features: of("m", 766), HasImages: true}},
 		"escapes":       {`{"mod\u0065l":"a\u0062\"c",` + messages + `}`, openaiapi.ChatRequest{Features: of(`ab"c`, 1)}},
 		"unknown kept":  {`{"model":"m",` + messages + `,"frobnicate":{"model":1},"frobnicate":2}`, openaiapi.ChatRequest{Features: of("m", 1)}},
-		"numbers":       {`{"model":"m",` + messages + `,"n":128,"max_tokens":0,"max_completion_tokens":4096,"temperature":-1e-2,"top_p":1}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: 4096}},
+		"numbers":       {`{"model":"m",` + messages + `,"n":128,"max_tokens":0,"max_completion_tokens":4096,"temperature":-1e-2,"top_p":1}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: 4096, Choices: 128}},
+		"both bounds":   {`{"model":"m",` + messages + `,"max_tokens":100,"max_completion_tokens":5}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: 100}},
 		"lone role":     {`{"model":"m","messages":[{"role":"x"}]}`, openaiapi.ChatRequest{Features: of("m", 0)}},
 		"functions":     {`{"model":"m",` + messages + `,"functions":[{"name":"f"}]}`, openaiapi.ChatRequest{Features: of("m", 4), HasTools: true}},
 		"odd functions": {`{"model":"m",` + messages + `,"functions":{"name":"f"}}`, openaiapi.ChatRequest{Features: of("m", 1)}},
 		"no functions":  {`{"model":"m",` + messages + `,"functions":[],"tools":null}`, openaiapi.ChatRequest{Features: of("m", 1)}},
-		"structured":    {`{"model":"m",` + messages + `,"response_format":{"x":{"type":"text"},"type":"json_schema","json_schema":{}}}`, openaiapi.ChatRequest{Features: of("m", 1), Structured: true}},
+		"structured":    {`{"model":"m",` + messages + `,"response_format":{"x":{"type":"text"},"type":"json_schema","json_schema":{}}}`, openaiapi.ChatRequest{Features: of("m", 5), Structured: true}},
 		"json mode":     {`{"model":"m",` + messages + `,"response_format":{"type":"json_object"}}`, openaiapi.ChatRequest{Features: of("m", 1)}},
 		"odd format":    {`{"model":"m",` + messages + `,"response_format":"json_schema"}`, openaiapi.ChatRequest{Features: of("m", 1)}},
 		"older bound":   {`{"model":"m",` + messages + `,"max_tokens":7}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: 7}},
 		"absurd bound":  {`{"model":"m",` + messages + `,"max_tokens":9223372036854775807}`, openaiapi.ChatRequest{Features: of("m", 1), MaxOutput: math.MaxInt32}},
-		"deep but fair": {`{"model":"m",` + messages + `,"x":` + strings.Repeat("[", 99) + strings.Repeat("]", 99) + `}`, openaiapi.ChatRequest{Features: of("m", 1)}},
+		"deep but fair": {`{"model":"m",` + messages + `,"x":` + strings.Repeat("[", 99) + strings.Repeat("]", 99) + `}`, openaiapi.ChatRequest{Features: of("m", 50)}},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

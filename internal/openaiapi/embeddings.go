@@ -27,7 +27,7 @@ func ParseEmbeddings(body []byte) (EmbeddingsRequest, error) {
 		return EmbeddingsRequest{}, invalid("", "the request body must be a JSON object")
 	}
 	var f embeddingsFields
-	if err := collect(root, embeddingsMember, f[:]); err != nil {
+	if err := collect(root, embeddingsMember, f[:], nil); err != nil {
 		return EmbeddingsRequest{}, err
 	}
 	features, err := parseFeatures(f[:commonMembers])

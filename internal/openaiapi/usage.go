@@ -75,25 +75,21 @@ func count(v value) (int64, bool) {
 	return n, true
 }
 
-// EstimatePromptTokens guesses the prompt's size from the text of a request's
-// messages, for answers that were cut before the provider could report. Images and
-// other parts that are not text are left out.
+// EstimatePromptTokens guesses the prompt's size from the text of a request, for answers
+// that were cut before the provider could report. Images and other parts that are not text
+// are left out.
 func EstimatePromptTokens(request []byte) int64 {
-	var total int64
-	it := walk(rootOf(request).field("messages"))
-	for msg, ok := it.element(); ok; msg, ok = it.element() {
-		content := msg.field("content")
-		total += bytesPerToken // role and separators
-		if content.isString() {
-			total += int64(len(content) - 2)
-			continue
-		}
-		parts := walk(content)
-		for part, ok := parts.element(); ok; part, ok = parts.element() {
-			if text := part.field("text"); text.isString() {
-				total += int64(len(text) - 2)
-			}
-		}
+	var f chatFields
+	var said prompt
+	if collect(rootOf(request), chatMember, f[:], &said) != nil {
+		return 0 // such a request was not accepted
 	}
-	return (total + bytesPerToken - 1) / bytesPerToken
+	it := walk(f[inMessages])
+	for msg, ok := it.element(); ok; msg, ok = it.element() {
+		said.bytes += bytesPerToken // role and separators
+		said.message(msg)
+	}
+	f.define(&said)
+	said.images = 0
+	return int64(said.tokens())
 }

@@ -22,6 +22,10 @@ func rootOf(data []byte) value {
 	return data[start:end]
 }
 
+// rootOfChecked returns the value that a document holds which was checked: all of it but
+// the space around.
+func rootOfChecked(data []byte) value { return bytes.Trim(data, " \t\n\r") }
+
 // kind returns the value's first byte, which tells its type, or 0 for none.
 func (v value) kind() byte {
 	if len(v) == 0 {

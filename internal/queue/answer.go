@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,43 +28,76 @@ type Word interface {
 type Answerer struct {
 	conn   *Conn
 	worker string
+	word   Word
 	events gatherers
-	subs   []*nats.Subscription
+
+	mu        sync.Mutex
+	settled   *nats.Subscription
+	cancelled map[string]*nats.Subscription // by provider
 }
 
 // NewAnswerer starts hearing what is said to the worker of this id, and to all
 // workers of the providers. Calls of word must not block.
 func (c *Conn) NewAnswerer(worker string, providers []string, word Word) (*Answerer, error) {
-	a := &Answerer{conn: c, worker: worker, events: gatherers{conn: c, worker: worker}}
-	hear := func(subject string, fn func([]string)) error {
-		sub, err := c.subscribe(subject, func(m *nats.Msg) {
-			ids, err := decodeIDs(m.Data)
-			if err != nil {
-				c.log.Warn("message to worker dropped", "subject", m.Subject, "error", err)
-				return
-			}
-			fn(ids)
-		})
-		if err == nil {
-			a.subs = append(a.subs, sub)
-		}
-		return err
+	a := &Answerer{
+		conn: c, worker: worker, word: word, events: gatherers{conn: c, worker: worker}, cancelled: make(map[string]*nats.Subscription),
 	}
-	err := hear(workerInbox(worker), word.Settled)
-	for _, p := range providers {
-		err = errors.Join(err, hear(cancelSubject(p), word.Cancelled))
-	}
-	if err != nil {
-		a.Close()
+	var err error
+	if a.settled, err = a.hear(workerInbox(worker), word.Settled); err != nil {
 		return nil, err
+	}
+	for _, p := range providers {
+		if err := a.Join(p); err != nil {
+			a.Close()
+			return nil, err
+		}
 	}
 	return a, nil
 }
 
-// Close sends what is still to be sent, and stops hearing.
+func (a *Answerer) hear(subject string, fn func(ids []string)) (*nats.Subscription, error) {
+	return a.conn.subscribe(subject, func(m *nats.Msg) {
+		ids, err := decodeIDs(m.Data)
+		if err != nil {
+			a.conn.log.Warn("message to worker dropped", "subject", m.Subject, "error", err)
+			return
+		}
+		fn(ids)
+	})
+}
+
+// Join starts hearing what is said to all workers of one more provider.
+func (a *Answerer) Join(provider string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cancelled[provider] != nil {
+		return nil
+	}
+	sub, err := a.hear(cancelSubject(provider), a.word.Cancelled)
+	if err != nil {
+		return err
+	}
+	a.cancelled[provider] = sub
+	return nil
+}
+
+// Leave stops hearing what is said to all workers of the provider.
+func (a *Answerer) Leave(provider string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if sub := a.cancelled[provider]; sub != nil {
+		_ = sub.Unsubscribe()
+		delete(a.cancelled, provider)
+	}
+}
+
+// Close stops hearing, and sends what is left to be said.
 func (a *Answerer) Close() {
 	a.events.close()
-	for _, sub := range a.subs {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_ = a.settled.Unsubscribe()
+	for _, sub := range a.cancelled {
 		_ = sub.Unsubscribe()
 	}
 }

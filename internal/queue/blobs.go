@@ -23,6 +23,9 @@ const inlineBytes = 256 << 10
 // blobTimeout bounds the reading of one blob.
 const blobTimeout = time.Minute
 
+// forgetTimeout bounds the removal of what was not wholly put.
+const forgetTimeout = time.Second
+
 // ErrNoBlob says that there is no blob of the name.
 var ErrNoBlob = errors.New("no such blob")
 
@@ -72,12 +75,21 @@ func (b *blobs) put(ctx context.Context, name string, body []byte) error {
 		return err
 	}
 	if _, err := store.Put(ctx, jetstream.ObjectMeta{Name: name}, bytes.NewReader(body)); err != nil {
+		b.forget(ctx, name)
 		if isFull(err) {
 			return fmt.Errorf("store blob %s: %w: %w", name, ErrFull, err)
 		}
 		return fmt.Errorf("store blob %s: %w", name, err)
 	}
 	return nil
+}
+
+// forget removes a blob whose put has failed, which may have been at its very end: then it
+// is there, and nobody knows of it.
+func (b *blobs) forget(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
+	defer cancel()
+	_ = b.remove(ctx, name) // its age removes it otherwise
 }
 
 // bodyName names the blob that holds a job's body.
@@ -113,7 +125,7 @@ func (b *blobs) get(ctx context.Context, name string, admit func(size int64) err
 	// Without a deadline of ours the library sets a short one for the whole reading.
 	ctx, cancel := context.WithTimeout(ctx, blobTimeout)
 	defer cancel()
-	obj, err := store.Get(ctx, name)
+	obj, err := store.Get(pulsed{ctx}, name)
 	if err != nil {
 		return nil, fmt.Errorf("fetch blob %s: %w", name, err)
 	}
@@ -128,6 +140,16 @@ func (b *blobs) get(ctx context.Context, name string, admit func(size int64) err
 	}
 	return body, nil
 }
+
+// pulsed is a context that seems about to end. The library's reader waits for bytes until
+// the deadline, and only then sees that nobody wants them any more; while somebody does, it
+// waits again.
+type pulsed struct{ context.Context } //nolint:containedctx // it is one
+
+// readPulse is how long a reading goes on after its context has ended.
+const readPulse = 250 * time.Millisecond
+
+func (p pulsed) Deadline() (time.Time, bool) { return time.Now().Add(readPulse), true }
 
 // remove is best effort: the bucket's age limit takes what it misses.
 func (b *blobs) remove(ctx context.Context, name string) error {
@@ -160,4 +182,20 @@ func (c *Conn) FetchBlobWhen(ctx context.Context, name string, admit func(size i
 // RemoveBlob removes a blob that nobody needs any more.
 func (c *Conn) RemoveBlob(ctx context.Context, name string) error {
 	return c.blobs.remove(ctx, name)
+}
+
+// BlobSize returns how many bytes the blob has. The error wraps ErrNoBlob.
+func (c *Conn) BlobSize(ctx context.Context, name string) (int64, error) {
+	store, err := c.blobs.bucket()
+	if err != nil {
+		return 0, err
+	}
+	info, err := store.GetInfo(ctx, name)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		err = ErrNoBlob
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look up blob %s: %w", name, err)
+	}
+	return int64(min(info.Size, math.MaxInt64)), nil
 }

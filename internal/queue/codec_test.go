@@ -207,10 +207,18 @@ func TestFramesRoundTrip(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, c, claim)
 
-	h := &Held{Worker: "w", Jobs: []HeldJob{{"j1", Run{1, 1}}, {"j2", Run{0, 300}}}}
+	h := &Held{Worker: "w", Jobs: []HeldJob{{JobID: "j1", Run: Run{1, 1}}, {JobID: "j2", Run: Run{0, 300}}}}
 	held, err := decodeHeld(h.encode())
 	require.NoError(t, err)
 	require.Equal(t, h, held)
+	plain := len(h.encode())
+	h.Jobs[1].Idle = true
+	held, err = decodeHeld(h.encode())
+	require.NoError(t, err)
+	require.Equal(t, h, held)
+	require.Len(t, h.encode(), plain+2, "what says nothing of idle jobs is as it was before there were any")
+	_, err = decodeHeld(append(h.encode()[:plain], 1, 2))
+	require.ErrorIs(t, err, errFrame, "there is no third job")
 
 	rs := []inference.Record{fullRecord(), {JobID: "no tries", CreatedAt: time.UnixMicro(1).UTC()}, fullRecord()}
 	records, err := decodeRecords(encodeRecords(rs))
@@ -251,8 +259,9 @@ func TestFramesCutOrLongerAreRefused(t *testing.T) {
 		"judgement": {new(fullJudgement()).encode(), func(b []byte) error { _, err := decodeJudgement(b); return err }},
 		"passed":    {fullPassed().encode(), func(b []byte) error { _, err := decodePassed("j", b); return err }},
 		"claim":     {(&Claim{Worker: "w"}).encode(), func(b []byte) error { _, err := decodeClaim("j", b); return err }},
-		"held":      {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
+		"held":      {(&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}, false}}}).encode(), func(b []byte) error { _, err := decodeHeld(b); return err }},
 		"records":   {encodeRecords([]inference.Record{fullRecord()}), func(b []byte) error { _, err := decodeRecords(b); return err }},
+		"cached":    {encodeRecords([]inference.Record{fullRecord(), cachedRecord()}), func(b []byte) error { _, err := decodeRecords(b); return err }},
 		"no tries":  {encodeRecords(records(0, 2)), func(b []byte) error { _, err := decodeRecords(b); return err }},
 		"result":    {fullResult().encode(), func(b []byte) error { _, err := decodeResult(inference.LaneBatch, b); return err }},
 		"ended on":  {passedResult().encode(), func(b []byte) error { _, err := decodeResult(inference.LaneBatch, b); return err }},
@@ -307,6 +316,44 @@ func TestRecordsWithoutTriesKeepTheOlderForm(t *testing.T) {
 	got, err := decodeRecords(older.b)
 	require.NoError(t, err)
 	require.Equal(t, []inference.Record{bare}, got)
+}
+
+func cachedRecord() inference.Record {
+	r := fullRecord()
+	r.Tries, r.Cache = nil, inference.CacheStale
+	return r
+}
+
+// What a record cost, and that it came from the cache, is said in a form that older
+// processes do not read, so a frame has it only where there is something to say.
+func TestCostsAndTheCacheNeedTheNewestForm(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, byte(triesVersion), encodeRecords([]inference.Record{fullRecord()})[0])
+	priced, free, unpriced := fullRecord(), fullRecord(), fullRecord()
+	priced.Cost, priced.Priced, priced.Costed = math.MaxInt64, true, true
+	free.Priced, free.Costed = true, true
+	unpriced.Costed = true
+	hit := inference.Record{JobID: "hit", Cache: inference.CacheHit, CreatedAt: time.UnixMicro(1).UTC()}
+	for _, one := range []inference.Record{priced, free, unpriced, cachedRecord(), hit} {
+		frame := encodeRecords([]inference.Record{one})
+		require.Equal(t, byte(costVersion), frame[0])
+		got, err := decodeRecords(frame)
+		require.NoError(t, err)
+		require.Equal(t, []inference.Record{one}, got)
+	}
+	rs := []inference.Record{fullRecord(), priced, cachedRecord(), unpriced, hit}
+	frame := encodeRecords(rs)
+	got, err := decodeRecords(frame)
+	require.NoError(t, err)
+	require.Equal(t, rs, got)
+
+	for _, version := range []byte{0, costVersion + 1} {
+		frame[0] = version
+		_, err = decodeRecords(frame)
+		require.ErrorIs(t, err, errFrame)
+	}
+	_, err = decodeRecords(nil)
+	require.ErrorIs(t, err, errFrame)
 }
 
 func TestOnlyTheLastTriesOfARecordAreFramed(t *testing.T) {
@@ -449,13 +496,15 @@ func TestBlockRoundTripAndRefusals(t *testing.T) {
 func FuzzFrames(f *testing.F) {
 	f.Add(byte(0), fullEvents().encode())
 	f.Add(byte(1), fullEnd().encode())
-	f.Add(byte(2), (&Held{Worker: "w", Jobs: []HeldJob{{"j", Run{1, 1}}}}).encode())
+	f.Add(byte(2), (&Held{Worker: "w", Jobs: []HeldJob{{JobID: "j", Run: Run{1, 1}}}}).encode())
+	f.Add(byte(2), (&Held{Worker: "w", Jobs: []HeldJob{{JobID: "j", Run: Run{1, 1}, Idle: true}}}).encode())
 	f.Add(byte(3), (&Claim{Worker: "w"}).encode())
 	f.Add(byte(4), encodeIDs([]string{"a"}))
 	f.Add(byte(5), blockFrame(4, 2, packedChunks("a", "bb"), nil))
 	f.Add(byte(6), blockFrame(4, 2, packedChunks("a", "bb"), fullEnd()))
 	f.Add(byte(7), encodeRecords([]inference.Record{fullRecord(), {}}))
 	f.Add(byte(7), encodeRecords(records(0, 2)))
+	f.Add(byte(7), encodeRecords([]inference.Record{cachedRecord(), fullRecord()}))
 	f.Add(byte(9), fullPassed().encode())
 	f.Add(byte(10), new(fullJudgement()).encode())
 	f.Add(byte(11), fullResult().encode())

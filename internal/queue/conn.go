@@ -70,8 +70,8 @@ func Connect(o Options) (*Conn, error) {
 		nats.IgnoreAuthErrorAbort(),
 		nats.PingInterval(5 * time.Second),
 		nats.MaxPingsOutstanding(2),
-		nats.ConnectHandler(func(*nats.Conn) { c.reconnected() }),
-		nats.ReconnectHandler(func(*nats.Conn) { c.reconnected() }),
+		nats.ConnectHandler(c.reconnected),
+		nats.ReconnectHandler(c.reconnected),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			c.gone()
 			if err != nil {
@@ -98,6 +98,9 @@ func Connect(o Options) (*Conn, error) {
 		return nil, fmt.Errorf("open jetstream: %w", err)
 	}
 	c.blobs = &blobs{js: c.js, limits: o.Limits}
+	if c.nc.IsConnected() {
+		c.goneAt.Store(nil) // nobody is to be told yet
+	}
 	return c, nil
 }
 
@@ -139,14 +142,17 @@ func (c *Conn) gone() {
 	c.goneAt.CompareAndSwap(nil, &now)
 }
 
-func (c *Conn) reconnected() {
-	c.goneAt.Store(nil)
+func (c *Conn) reconnected(nc *nats.Conn) {
+	before := nc.Stats().Reconnects
 	c.log.Info("connected to nats")
 	c.mu.Lock()
 	fns := append([]func(){}, c.onReconnect...)
 	c.mu.Unlock()
 	for _, fn := range fns {
 		fn()
+	}
+	if nc.IsConnected() && nc.Stats().Reconnects == before {
+		c.goneAt.Store(nil) // else it was lost meanwhile, and they are told of the next one
 	}
 }
 
@@ -161,8 +167,9 @@ func (c *Conn) Ready(ctx context.Context) error {
 	return nil
 }
 
-// Connected reports whether there is a connection at this moment.
-func (c *Conn) Connected() bool { return c.nc.IsConnected() }
+// Connected reports whether there is a connection at this moment, of which those know who
+// must act after a new one.
+func (c *Conn) Connected() bool { return c.goneAt.Load() == nil && c.nc.IsConnected() }
 
 // DisconnectedFor returns for how long there has been no connection, zero while there
 // is one.

@@ -147,9 +147,9 @@ func TestHoldTellsEachIngressItsOwnJobs(t *testing.T) {
 	a, err := c.NewAnswerer("worker01", nil, newEar())
 	require.NoError(t, err)
 	defer a.Close()
-	jobs := []HeldJob{{NewJobID("ingressb", time.Now()), Run{0, 1}}}
+	jobs := []HeldJob{{JobID: NewJobID("ingressb", time.Now()), Run: Run{0, 1}}}
 	for range heldPerMessage + 1 {
-		jobs = append(jobs, HeldJob{NewJobID(testIngress, time.Now()), Run{0, 1}})
+		jobs = append(jobs, HeldJob{JobID: NewJobID(testIngress, time.Now()), Run: Run{0, 1}, Idle: true})
 	}
 	require.NoError(t, a.Hold(jobs))
 	first, second := receive(t, e.held), receive(t, e.held)
@@ -342,7 +342,7 @@ func TestConnTellsItsState(t *testing.T) {
 	require.NoError(t, c.Flush(ctx))
 	called := make(chan struct{}, 1)
 	c.OnReconnect(func() { called <- struct{}{} })
-	c.reconnected()
+	c.reconnected(c.nc)
 	receive(t, called)
 	c.Close()
 	require.False(t, c.Connected())
@@ -374,7 +374,7 @@ func TestConnTellsItsState(t *testing.T) {
 	require.Error(t, err)
 	require.Error(t, c.SetConcurrency(t.Context(), testProvider, 1))
 	require.Error(t, a.Events(fullEvents()))
-	require.Error(t, a.Hold([]HeldJob{{j.ID, Run{}}}))
+	require.Error(t, a.Hold([]HeldJob{{JobID: j.ID}}))
 }
 
 func TestConnectRefusesWhatCannotBe(t *testing.T) {

@@ -21,5 +21,9 @@
 //	record.go     worker → event stream           (blocks of events for replay, read by replay.go)
 //	presence.go   worker → all ingresses: what it serves
 //	ledger.go     ingress or worker → usage stream → database
+//	control.go    operator → all ingresses and workers: which providers are paused or drained
+//	operate.go    operator → ingresses and workers: purges, and resets of breakers
+//	inspect.go    what stands in a queue
+//	deadletters.go  what nobody could read, and its way back
 //	files.go      ingress → contents of files (filereader.go reads them)
 package queue

@@ -114,6 +114,7 @@ type Held struct {
 type HeldJob struct {
 	JobID string
 	Run   Run
+	Idle  bool // no call is made for it: the breaker of its model lets none through
 }
 
 func (w *writer) run(r Run) {
@@ -251,7 +252,26 @@ func (h *Held) encode() []byte {
 		w.str(j.JobID)
 		w.run(j.Run)
 	}
+	h.appendIdle(w)
 	return w.b
+}
+
+// appendIdle says which of the jobs are idle, by their place in the list. Where none is, the
+// frame ends without a word of it, as it does from a worker that does not know of it.
+func (h *Held) appendIdle(w *writer) {
+	var idle []int
+	for i, j := range h.Jobs {
+		if j.Idle {
+			idle = append(idle, i)
+		}
+	}
+	if len(idle) == 0 {
+		return
+	}
+	w.int(len(idle))
+	for _, i := range idle {
+		w.int(i)
+	}
 }
 
 func decodeHeld(b []byte) (*Held, error) {
@@ -261,7 +281,25 @@ func decodeHeld(b []byte) (*Held, error) {
 	for range cap(h.Jobs) {
 		h.Jobs = append(h.Jobs, HeldJob{JobID: r.str(), Run: r.run()})
 	}
+	if len(r.b) > 0 {
+		h.readIdle(r)
+	}
 	return h, r.end()
+}
+
+func (h *Held) readIdle(r *reader) {
+	n := r.count(1)
+	if n == 0 {
+		r.fail()
+	}
+	for range n {
+		i := r.int()
+		if i >= len(h.Jobs) {
+			r.fail()
+			return
+		}
+		h.Jobs[i].Idle = true
+	}
 }
 
 // encodeIDs frames a list of job ids: those that are settled, or cancelled.

@@ -202,7 +202,8 @@ func (l *ledger) buryMessage(ctx context.Context, m jetstream.Msg, reason error)
 
 func (l *ledger) bury(ctx context.Context, data []byte, reason error) bool {
 	m := nats.NewMsg(deadSubject("usage"))
-	m.Header.Set("Sluice-Reason", reason.Error())
+	m.Header.Set(hdrReason, reason.Error())
+	m.Header.Set(hdrSubject, usageSubject)
 	m.Data = data
 	_, err := l.conn.js.PublishMsg(ctx, m)
 	if err != nil {

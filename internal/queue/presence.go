@@ -35,6 +35,8 @@ type ProviderPresence struct {
 	Refused  bool    `json:"refused,omitempty"`  // the provider accepts none of this worker's keys
 	Slowdown float64 `json:"slowdown,omitempty"` // time to the first token of late, over what is usual; zero when not known
 
+	State ProviderState `json:"state,omitempty"` // that this worker obeys; empty: it is active
+
 	Traits []inference.ModelTraits `json:"traits,omitempty"` // the first entry that covers a model counts; one that none covers can do everything
 	States []inference.ModelState  `json:"states,omitempty"` // of the models called of late
 }

@@ -29,7 +29,8 @@ type Puller struct {
 	take   func(*Delivery)
 	lost   func() // the consumer is gone: somebody must make it again
 
-	taking sync.Mutex // held while a job is handed over
+	taking sync.Mutex    // held while a job is handed over
+	quit   chan struct{} // closed when no more jobs are taken
 
 	mu        sync.Mutex
 	sub       *nats.Subscription
@@ -40,6 +41,7 @@ type Puller struct {
 	most      int // jobs that may be in hand at the moment; more than slots are not anyway
 	share     int // the same while jobs want their slot back
 	stopped   bool
+	paused    bool
 	waiters   []waiter // want a slot back, the oldest job first
 }
 
@@ -55,16 +57,27 @@ func (c *Conn) NewBoundPuller(provider string, lane inference.Lane, slots, most 
 	return c.pullBound(laneStream(provider, lane), string(lane), slots, most, take, lost)
 }
 
+// NewPausedPuller is NewBoundPuller for one that takes nothing before Resume.
+func (c *Conn) NewPausedPuller(provider string, lane inference.Lane, slots, most int, take func(*Delivery), lost func()) *Puller {
+	p := c.newPuller(laneStream(provider, lane), string(lane), slots, most, take, lost)
+	p.paused = true
+	return p
+}
+
 // pull starts taking messages of any consumer.
 func (c *Conn) pull(stream, consumer string, slots int, take func(*Delivery), lost func()) (*Puller, error) {
 	return c.pullBound(stream, consumer, slots, slots, take, lost)
 }
 
-func (c *Conn) pullBound(stream, consumer string, slots, most int, take func(*Delivery), lost func()) (*Puller, error) {
-	p := &Puller{
-		conn: c, stream: stream, take: take, lost: lost, free: slots, slots: slots, most: most, share: slots, lastHeard: time.Now(),
+func (c *Conn) newPuller(stream, consumer string, slots, most int, take func(*Delivery), lost func()) *Puller {
+	return &Puller{
+		conn: c, stream: stream, take: take, lost: lost, free: slots, slots: slots, most: most, share: slots, lastHeard: time.Now(), quit: make(chan struct{}),
 		next: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer,
 	}
+}
+
+func (c *Conn) pullBound(stream, consumer string, slots, most int, take func(*Delivery), lost func()) (*Puller, error) {
+	p := c.newPuller(stream, consumer, slots, most, take, lost)
 	sub, err := c.subscribe(nats.NewInbox(), p.heard)
 	if err != nil {
 		return nil, err
@@ -76,13 +89,16 @@ func (c *Conn) pullBound(stream, consumer string, slots, most int, take func(*De
 	return p, nil
 }
 
-// Run asks anew when the server has been silent for too long, until ctx ends.
+// Run asks anew when the server has been silent for too long, until ctx ends or Stop is
+// called.
 func (p *Puller) Run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-p.quit:
 			return
 		case <-tick.C:
 			p.mu.Lock()
@@ -183,12 +199,49 @@ func (p *Puller) Reset() {
 // on their way go back to the queue at once.
 func (p *Puller) Stop() {
 	p.mu.Lock()
+	if !p.stopped {
+		close(p.quit)
+	}
 	p.stopped = true
 	sub := p.sub
 	p.mu.Unlock()
+	p.letGo(sub)
+}
+
+// letGo ends a subscription. When it returns, no job of it is being handed over.
+func (p *Puller) letGo(sub *nats.Subscription) {
 	p.taking.Lock()
 	defer p.taking.Unlock()
-	_ = sub.Drain() // hears what is buffered, then unsubscribes; the server forgets the open requests
+	if sub != nil {
+		_ = sub.Drain() // hears what is buffered, then unsubscribes; the server forgets the open requests
+	}
+}
+
+// Pause takes no jobs until Resume: none is handed over after it has returned. Those that
+// are on their way go back to the queue at once.
+func (p *Puller) Pause() {
+	p.mu.Lock()
+	sub := p.sub
+	p.paused, p.sub, p.requested = true, nil, 0
+	p.mu.Unlock()
+	p.letGo(sub)
+}
+
+// Resume takes jobs again.
+func (p *Puller) Resume() error {
+	sub, err := p.conn.subscribe(nats.NewInbox(), p.heard)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped || !p.paused {
+		_ = sub.Unsubscribe() // nothing was asked for there
+		return nil
+	}
+	p.paused, p.sub = false, sub
+	p.ask()
+	return nil
 }
 
 // ask requests as many jobs as there are free slots not yet asked for. While most of
@@ -216,9 +269,11 @@ func (p *Puller) heard(m *nats.Msg) {
 	defer p.taking.Unlock()
 	p.mu.Lock()
 	p.lastHeard = time.Now()
-	p.requested = max(p.requested-1, 0)
 	// A request thought lost may still be served; what no slot is free for goes back.
-	refuse := p.stopped || p.free == 0
+	refuse := p.stopped || p.free == 0 || p.sub != m.Sub
+	if p.sub == m.Sub {
+		p.requested = max(p.requested-1, 0)
+	}
 	if !refuse {
 		p.free--
 		p.ask()
@@ -240,6 +295,10 @@ func (p *Puller) status(m *nats.Msg) {
 		return
 	}
 	p.mu.Lock()
+	if p.sub != m.Sub {
+		p.mu.Unlock()
+		return // of a request from before a pause
+	}
 	left := p.requested
 	if v := m.Header.Get("Nats-Pending-Messages"); v != "" {
 		if n, err := headerInt("Nats-Pending-Messages", v); err == nil {
@@ -316,8 +375,9 @@ func (d *Delivery) Bury(ctx context.Context, provider, reason string) error {
 			m.Header[k] = v
 		}
 	}
-	m.Header.Set("Sluice-Reason", reason)
-	m.Header.Set("Sluice-Deliveries", fmt.Sprint(d.Delivery))
+	m.Header.Set(hdrReason, reason)
+	m.Header.Set(hdrDeliveries, fmt.Sprint(d.Delivery))
+	m.Header.Set(hdrSubject, d.msg.Subject)
 	m.Data = d.msg.Data
 	if _, err := d.conn.js.PublishMsg(ctx, m); err != nil {
 		d.Nak(5 * time.Second)

@@ -15,12 +15,21 @@ const (
 )
 
 // What stands first in a frame of records, which waits in a file while processes of two
-// versions run: triesVersion if a record says which tries failed, else recordVersion,
-// which is the cheaper form and the one that older processes read. They put a frame of
-// the other among the dead letters, whole; this process reads both.
+// versions run: costVersion if a record says what it cost or that it came from the cache,
+// else triesVersion if a record says which tries failed, else recordVersion, which is the
+// cheapest form. Older processes put a frame of a form that they do not know among the dead
+// letters, whole; this process reads all.
 const (
 	recordVersion = 1
 	triesVersion  = 2
+	costVersion   = 3 // with tries, too
+)
+
+// How a record's cost is said.
+const (
+	costUnknown  = iota // nobody has found it out
+	costUnpriced        // there is no price for it
+	costPriced          // it follows
 )
 
 // encodeRecords frames usage records. There is one for every request, so it is worth
@@ -28,29 +37,35 @@ const (
 func encodeRecords(records []inference.Record) []byte {
 	w := newFrame(16 + 256*len(records))
 	var texts map[string]int
-	w.b[0] = recordVersion
-	tried := anyTries(records)
-	if tried {
-		w.b[0] = triesVersion
+	w.b[0] = versionFor(records)
+	if w.b[0] >= triesVersion {
 		texts = make(map[string]int)
 	}
 	w.int(len(records))
 	for i := range records {
 		w.record(&records[i])
-		if tried {
+		if w.b[0] >= triesVersion {
 			w.tries(records[i].Tries, texts)
+		}
+		if w.b[0] >= costVersion {
+			w.cost(&records[i])
 		}
 	}
 	return w.b
 }
 
-func anyTries(records []inference.Record) bool {
+// versionFor returns the oldest form that can hold the records.
+func versionFor(records []inference.Record) byte {
+	version := byte(recordVersion)
 	for i := range records {
+		if records[i].Cache != "" || records[i].Costed {
+			return costVersion
+		}
 		if len(records[i].Tries) > 0 {
-			return true
+			version = triesVersion
 		}
 	}
-	return false
+	return version
 }
 
 func (w *writer) record(r *inference.Record) {
@@ -67,6 +82,19 @@ func (w *writer) record(r *inference.Record) {
 	w.dur(r.Queue)
 	w.dur(r.FirstToken)
 	w.dur(r.Total)
+}
+
+func (w *writer) cost(r *inference.Record) {
+	w.str(string(r.Cache))
+	switch {
+	case !r.Costed:
+		w.int(costUnknown)
+	case !r.Priced:
+		w.int(costUnpriced)
+	default:
+		w.int(costPriced)
+		w.uint(uint64(max(r.Cost, 0)))
+	}
 }
 
 // tries frames the last MaxTries tries. Their texts are nearly always those of the try
@@ -92,8 +120,11 @@ func (w *writer) tries(tries []inference.Try, texts map[string]int) {
 
 func decodeRecords(b []byte) ([]inference.Record, error) {
 	r := &reader{}
-	tried := len(b) > 0 && b[0] == triesVersion
-	if tried || len(b) > 0 && b[0] == recordVersion {
+	version := byte(0)
+	if len(b) > 0 {
+		version = b[0]
+	}
+	if version >= recordVersion && version <= costVersion {
 		r.b = b[1:]
 	} else {
 		r.fail()
@@ -102,8 +133,11 @@ func decodeRecords(b []byte) ([]inference.Record, error) {
 	var texts []string
 	for range cap(records) {
 		rec := r.record()
-		if tried {
+		if version >= triesVersion {
 			rec.Tries = r.tries(&texts)
+		}
+		if version >= costVersion {
+			r.cost(&rec)
 		}
 		records = append(records, rec)
 	}
@@ -119,6 +153,19 @@ func (r *reader) record() inference.Record {
 	rec.CreatedAt = time.UnixMicro(int64(r.uint() & (1<<63 - 1))).UTC()
 	rec.Queue, rec.FirstToken, rec.Total = r.dur(), r.dur(), r.dur()
 	return rec
+}
+
+func (r *reader) cost(rec *inference.Record) {
+	rec.Cache = inference.CacheUse(r.str())
+	switch r.int() {
+	case costUnknown:
+	case costUnpriced:
+		rec.Costed = true
+	case costPriced:
+		rec.Costed, rec.Priced, rec.Cost = true, true, inference.Cost(r.uint()&(1<<63-1))
+	default:
+		r.fail()
+	}
 }
 
 // tries returns nil for a record without any. texts are those that the frame had so

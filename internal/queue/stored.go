@@ -131,6 +131,20 @@ func (c *Conn) CancelStored(ctx context.Context, provider string, jobs []StoredP
 	return c.RemoveStored(ctx, provider, jobs)
 }
 
+// HearCancels calls fn with the ids of jobs of which anybody tells workers that nobody wants
+// them any more, until what it returns ends that. Calls must not block.
+func (c *Conn) HearCancels(fn func(ids []string)) (stop func(), err error) {
+	sub, err := c.subscribe(cancelSubject("*"), func(m *nats.Msg) {
+		if ids, err := decodeIDs(m.Data); err == nil { // its workers tell of one that cannot be read
+			fn(ids)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = sub.Unsubscribe() }, nil // it fails only when the connection is closed, and all is silent then
+}
+
 // RemoveStored takes messages out of the provider's queue that stand for jobs no more,
 // while others may.
 func (c *Conn) RemoveStored(ctx context.Context, provider string, jobs []StoredPlace) error {
@@ -156,6 +170,26 @@ func (c *Conn) RemoveStored(ctx context.Context, provider string, jobs []StoredP
 		}
 	}
 	return nil
+}
+
+// StoredGiven tells up to which place workers have had the messages of the provider's stored
+// lane, and by when the stream was made that says so, by this machine's clock. A message that
+// was taken out of the queue before the question, and stood behind that place, no worker was
+// ever given. It is ErrNoQueue if there is no stream.
+func (c *Conn) StoredGiven(ctx context.Context, provider string, lane inference.Lane) (upTo uint64, made time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	stream := storedStream(provider)
+	info, err := c.streamInfo(ctx, stream, jobSubject(provider, lane))
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	if info == nil {
+		return 0, time.Time{}, fmt.Errorf("look up %s: %w", stream, ErrNoQueue)
+	}
+	made = madeBy(time.Now(), info.Created, info.TimeStamp)
+	upTo, _, err = c.handedOut(ctx, stream, lane)
+	return upTo, made, err
 }
 
 // DropStoredBody removes the body that was kept beside the job's message, if there is one.

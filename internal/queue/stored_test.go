@@ -293,6 +293,36 @@ func TestStoredJobsAreCancelled(t *testing.T) {
 	require.ErrorContains(t, c.CancelStored(t.Context(), "sealed", []StoredPlace{{j.ID, 1}}), "not permitted")
 }
 
+func TestStoredGiven(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	_, _, err := c.StoredGiven(t.Context(), testProvider, inference.LaneBatch)
+	require.ErrorIs(t, err, ErrNoQueue)
+	before := time.Now()
+	made, err := c.EnsureStored(t.Context(), testProvider)
+	require.NoError(t, err)
+	require.False(t, made.Before(before.Add(-time.Second)))
+	places := publishStored(t, c, batchJobs(3)...)
+	given := func(lane inference.Lane) uint64 {
+		upTo, of, err := c.StoredGiven(t.Context(), testProvider, lane)
+		require.NoError(t, err)
+		require.WithinDuration(t, made, of, time.Second)
+		return upTo
+	}
+	require.Zero(t, given(inference.LaneBatch), "there has been no worker")
+	require.NoError(t, c.EnsureLane(t.Context(), testProvider, inference.LaneBatch, 2))
+	taken := make(chan *Delivery, 3)
+	p, err := c.NewPuller(testProvider, inference.LaneBatch, 2, func(d *Delivery) { taken <- d }, func() {})
+	require.NoError(t, err)
+	t.Cleanup(p.Stop)
+	<-taken
+	<-taken
+	require.Equal(t, places[1].Seq, given(inference.LaneBatch))
+	require.Zero(t, given(inference.LaneBackground))
+	require.NoError(t, c.RemoveStored(t.Context(), testProvider, places))
+	require.Equal(t, places[1].Seq, given(inference.LaneBatch), "of those that are gone, too")
+}
+
 func TestStoredLanesHaveTheirOwnBounds(t *testing.T) {
 	t.Parallel()
 	c := setupStored(t, 10)
@@ -382,4 +412,25 @@ func TestStoredJobsAndResultsSurviveTheServer(t *testing.T) {
 	hands, _ := reading(t, c, inference.LaneBackground, 10)
 	require.Equal(t, ids, takeAll(t, hands, 3))
 	resultsLeft(t, c, 0)
+}
+
+func TestCancelsAreHeard(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	_, err := c.EnsureStored(t.Context(), testProvider)
+	require.NoError(t, err)
+	heard := make(chan []string, 2)
+	stop, err := c.HearCancels(func(ids []string) { heard <- ids })
+	require.NoError(t, err)
+	require.NoError(t, c.nc.Publish(cancelSubject(testProvider), []byte("x")))
+	require.NoError(t, c.CancelStored(t.Context(), testProvider, []StoredPlace{{"a", 1}, {"b", 2}}))
+	require.Equal(t, []string{"a", "b"}, receive(t, heard))
+	stop()
+	later := make(chan []string, 1)
+	stop, err = c.HearCancels(func(ids []string) { later <- ids })
+	require.NoError(t, err)
+	defer stop()
+	require.NoError(t, c.CancelStored(t.Context(), testProvider, []StoredPlace{{"c", 1}}))
+	require.Equal(t, []string{"c"}, receive(t, later))
+	require.Empty(t, heard)
 }

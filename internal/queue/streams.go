@@ -130,7 +130,13 @@ func (c *Conn) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) (*j
 	if err == nil && configured(there.CachedInfo().Config, cfg) {
 		return there.CachedInfo(), nil
 	}
-	s, err := c.js.CreateOrUpdateStream(ctx, cfg)
+	var s jetstream.Stream
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s, err = c.js.CreateStream(ctx, cfg) // another process may have been faster, and wants the same
+	}
+	if err != nil || s == nil {
+		s, err = c.js.CreateOrUpdateStream(ctx, cfg)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ensure stream %s: %w", cfg.Name, err)
 	}
@@ -162,6 +168,11 @@ func ensureBucket(ctx context.Context, js jetstream.JetStream, cfg jetstream.Obj
 			return js.ObjectStore(ctx, cfg.Bucket)
 		}
 	}
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if made, err := js.CreateObjectStore(ctx, cfg); err == nil {
+			return made, nil // another process may have been faster, and wants the same
+		}
+	}
 	return js.CreateOrUpdateObjectStore(ctx, cfg)
 }
 
@@ -174,18 +185,24 @@ type Depth struct {
 // Depth asks how many interactive jobs the provider's queue holds. A queue without a consumer,
 // as it is before its first worker, has everything waiting.
 func (c *Conn) Depth(ctx context.Context, provider string) (Depth, error) {
+	return c.LaneDepth(ctx, provider, inference.LaneInteractive)
+}
+
+// LaneDepth is Depth for any lane.
+func (c *Conn) LaneDepth(ctx context.Context, provider string, lane inference.Lane) (Depth, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	cons, err := c.js.Consumer(ctx, jobStream(provider), string(inference.LaneInteractive))
+	stream := laneStream(provider, lane)
+	cons, err := c.js.Consumer(ctx, stream, string(lane))
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		s, err := c.js.Stream(ctx, jobStream(provider))
+		s, err := c.js.Stream(ctx, stream)
 		if err != nil {
-			return Depth{}, fmt.Errorf("look up %s: %w", jobStream(provider), err)
+			return Depth{}, fmt.Errorf("look up %s: %w", stream, err)
 		}
 		return Depth{Waiting: int(s.CachedInfo().State.Msgs)}, nil
 	}
 	if err != nil {
-		return Depth{}, fmt.Errorf("look up consumer of %s: %w", jobStream(provider), err)
+		return Depth{}, fmt.Errorf("look up consumer of %s: %w", stream, err)
 	}
 	info := cons.CachedInfo()
 	return Depth{Waiting: int(info.NumPending), Running: info.NumAckPending}, nil

@@ -20,6 +20,7 @@ const (
 	deadStream     = "SLUICE_DEAD"
 	blobBucket     = "SLUICE_BLOBS"
 	filesBucket    = "SLUICE_FILES"
+	controlBucket  = "SLUICE_CONTROL"
 	jobStreamStart = "SLUICE_JOB_"
 	storedStart    = "SLUICE_STORED_"
 	ledgerConsumer = "ledger"
@@ -69,6 +70,12 @@ func fileChunks(id string) string { return "$O." + filesBucket + ".C." + id }
 func deadSubject(provider string) string { return "dead." + provider }
 
 func cancelSubject(provider string) string { return "ctl.cancel." + provider }
+
+// resetSubject is where workers of the provider hear that breakers are to be closed, and
+// purgeSubject where an ingress hears which of its jobs are to end.
+func resetSubject(provider string) string { return "ctl.reset." + provider }
+
+func purgeSubject(ingress string) string { return "ctl.purge." + ingress }
 
 func workerInbox(worker string) string { return "wrk." + worker }
 

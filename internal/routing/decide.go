@@ -21,8 +21,9 @@ import (
 // them.
 //
 // Among the targets, and within each fallback, those that can be called come first: a
-// closed breaker before a half open one, before an open one, before a provider without
-// a worker; otherwise they keep their order. A healthy fallback does not pass a target
+// closed breaker before a half open one, before an open one, before a provider that an
+// operator has paused, before one whose keys are refused, before one without a worker;
+// otherwise they keep their order. A healthy fallback does not pass a target
 // that is less so, and no fallback passes an earlier one. There is one exception, when
 // none of the targets can be called now. Then a reason of some fallbacks holds
 // already: "unavailable" when there are targets or some lack a trait, and
@@ -175,6 +176,9 @@ func (r *route) examine(p *pick) {
 		return
 	}
 	p.lack |= lacks(p.provider, p.Model, r.q)
+	if p.provider.Drained {
+		p.lack |= drained
+	}
 	p.health = healthOf(p.provider, p.Model)
 	if p.health == halfOpen && r.q.explores(probeHalfOpen) {
 		p.health = well
@@ -299,8 +303,19 @@ func (r *route) decision(picks []pick, n int) Decision {
 	}
 	if n == 0 {
 		d.Lacking = lacking(picks)
+		d.Drained = onlyDrained(picks)
 	}
 	return d
+}
+
+// onlyDrained returns those that lack nothing else than an operator's leave.
+func onlyDrained(picks []pick) (list []inference.Candidate) {
+	for i := range picks {
+		if picks[i].lack&^notDue == drained && len(list) < MaxCandidates {
+			list = append(list, picks[i].Candidate)
+		}
+	}
+	return list
 }
 
 func lacking(picks []pick) []string {
@@ -312,7 +327,7 @@ func lacking(picks []pick) []string {
 }
 
 // Serves returns who may serve the model, as far as can be said when nothing else is
-// known of a request: the candidates of every rule whose condition could hold, in the
+// known of a request, and whatever an operator drains: the candidates of every rule whose condition could hold, in the
 // order of the rules, then those of default routing, unless a rule leaves nothing to
 // it. There are no more than MaxCandidates.
 func (t *Table) Serves(model string) []inference.Candidate {
@@ -320,7 +335,7 @@ func (t *Table) Serves(model string) []inference.Candidate {
 	take := func(picks []pick) {
 		for i := range picks {
 			c := inference.Candidate{Provider: picks[i].Provider, Model: picks[i].Model}
-			if picks[i].lack == 0 && len(candidates) < MaxCandidates && !slices.Contains(candidates, c) {
+			if picks[i].lack&^drained == 0 && len(candidates) < MaxCandidates && !slices.Contains(candidates, c) {
 				candidates = append(candidates, c)
 			}
 		}
@@ -340,6 +355,7 @@ func (t *Table) Serves(model string) []inference.Candidate {
 		}
 	}
 	picks = r.byDefault(picks[:0])
-	take(picks[:settle(picks)])
+	settle(picks)
+	take(picks)
 	return candidates
 }

@@ -55,7 +55,7 @@ func (r *route) whyHere(p *pick) string {
 }
 
 func healthWord(is, counted health) string {
-	s := [...]string{well: "can be called", halfOpen: "breaker half open", open: "breaker open", refused: "the provider refuses its keys", noWorker: "no worker"}[is]
+	s := [...]string{well: "can be called", halfOpen: "breaker half open", open: "breaker open", holding: "paused by an operator", refused: "the provider refuses its keys", noWorker: "no worker"}[is]
 	if is != counted {
 		s += ", tried by chance"
 	}

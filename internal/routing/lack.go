@@ -20,6 +20,7 @@ const (
 	meantForAnother
 	notDue
 	tooMany
+	drained
 )
 
 // wants are the lacks that are told to the caller.
@@ -44,6 +45,7 @@ var lackNames = []struct {
 	{meantForAnother, "", "serves any such model, but this one's name names another provider"},
 	{notDue, "", "is a fallback, for reasons that do not hold"},
 	{tooMany, "", "comes after as many candidates as a job can have"},
+	{drained, "", "is drained by an operator"},
 }
 
 // lacks returns what the provider's model cannot do that the request needs.
@@ -96,6 +98,7 @@ const (
 	well health = iota
 	halfOpen
 	open
+	holding // an operator has paused it: its queue takes jobs, and keeps them
 	refused
 	noWorker
 )
@@ -110,6 +113,9 @@ func healthOf(p *Provider, model string) health {
 	}
 	if p.Refused {
 		return refused
+	}
+	if p.Paused {
+		return holding
 	}
 	if s := stateOf(p, model); s != nil {
 		switch s.Breaker {

@@ -2,6 +2,10 @@ package routing
 
 import "slices"
 
+// Holds reports whether the condition holds for the request, whose model stands for
+// resolved. It is for those who share the conditions and decide on other things.
+func (w *When) Holds(q *Request, resolved string) bool { return w.holds(q, resolved) }
+
 // holds reports whether the condition holds for the request, whose model stands for
 // resolved.
 func (w *When) holds(q *Request, resolved string) bool {
@@ -27,7 +31,7 @@ func anyHolds(matches []Match, q *Request, resolved string) bool {
 
 func (m *Match) holds(q *Request, resolved string) bool {
 	switch {
-	case len(m.Models) > 0 && !m.covers(q.Model, resolved),
+	case len(m.Models) > 0 && !m.covers(q.Model, resolved) && (q.Counted == "" || !MatchesAny(m.Models, q.Counted)),
 		len(m.Endpoints) > 0 && !slices.Contains(m.Endpoints, string(q.Kind)),
 		len(m.Tenants) > 0 && !MatchesAny(m.Tenants, q.Tenant),
 		len(m.Keys) > 0 && !MatchesAny(m.Keys, q.KeyID) && !MatchesAny(m.Keys, q.KeyName),

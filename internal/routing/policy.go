@@ -89,6 +89,7 @@ type Request struct {
 	Header   func(name string) string // may be nil
 	Metadata map[string]string
 	User     string // the end user whom the request names; empty if none
+	Counted  string // what the model is called without a provider that its name names; conditions look at it, too; may be empty
 
 	Stream, Tools, Images, StructuredOutput bool
 
@@ -111,6 +112,10 @@ type Decision struct {
 	// "images", when that leaves no candidate. Where it is empty too, nobody serves the
 	// model at all.
 	Lacking []string
+
+	// Drained are those that could serve the request and are drained by an operator, when
+	// that leaves no candidate.
+	Drained []inference.Candidate
 
 	// Why says of each candidate how it came to its place, and Excluded why others did
 	// not. Only Explain fills them.

@@ -17,6 +17,8 @@ type Provider struct {
 	Models  []string // names or globs (path.Match)
 	Workers int      // that serve it now
 	Refused bool     // the provider accepts no key of any of them
+	Paused  bool     // an operator has its queue hold what comes
+	Drained bool     // an operator wants no more requests to go there
 	Limit   int      // calls at once across all workers that it bears; zero when not known
 
 	InFlight int // calls that are being made
@@ -64,6 +66,19 @@ func NewTable(policy Policy, providers []Provider) *Table {
 	return t
 }
 
+// Knows reports whether a provider has the name, as far as its configuration, a worker or
+// a rule says so.
+func (t *Table) Knows(provider string) bool {
+	if slices.ContainsFunc(t.Providers, func(p Provider) bool { return p.Name == provider }) || slices.Contains(t.Order, provider) {
+		return true
+	}
+	named := func(target Target) bool { return target.Provider == provider }
+	return slices.ContainsFunc(t.Rules, func(r Rule) bool {
+		return slices.ContainsFunc(r.Targets, named) ||
+			slices.ContainsFunc(r.Fallback, func(f Fallback) bool { return slices.ContainsFunc(f.Targets, named) })
+	})
+}
+
 func (t *Table) rank(provider string) int {
 	if i := slices.Index(t.Order, provider); i >= 0 {
 		return i
@@ -84,7 +99,7 @@ func Matches(pattern, text string) bool {
 	switch {
 	case pattern == text || pattern == "*":
 		return true
-	case !isGlob(pattern):
+	case !IsGlob(pattern):
 		return false
 	}
 	// path.Match keeps "*" from crossing a slash, and model names have slashes.
@@ -102,8 +117,8 @@ func MatchesAny(patterns []string, text string) bool {
 	return false
 }
 
-// isGlob reports whether the pattern may cover another text than itself.
-func isGlob(pattern string) bool {
+// IsGlob reports whether the pattern may cover another text than itself.
+func IsGlob(pattern string) bool {
 	for i := range len(pattern) {
 		switch pattern[i] {
 		case '*', '?', '[', '\\':

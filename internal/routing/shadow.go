@@ -176,9 +176,9 @@ func pairsApart(a, b map[string]string) bool {
 // mayMeet reports whether a text may be covered by both patterns.
 func mayMeet(a, b string) bool {
 	switch {
-	case !isGlob(a):
+	case !IsGlob(a):
 		return Matches(b, a)
-	case !isGlob(b):
+	case !IsGlob(b):
 		return Matches(a, b)
 	default:
 		return true
@@ -201,7 +201,7 @@ func coversEach(patterns, some []string) bool {
 // coversPattern reports whether a covers every text that b does.
 func coversPattern(a, b string) bool {
 	switch {
-	case a == b || a == "*" || !isGlob(b):
+	case a == b || a == "*" || !IsGlob(b):
 		return Matches(a, b)
 	case strings.ContainsAny(a, `?[\`) || strings.ContainsAny(b, `[\`):
 		return false

@@ -198,7 +198,7 @@ func TestUnsupported(t *testing.T) {
 		"file in Latin-1":       {"m", part(`{"type":"file","file":{"file_data":"data:text/plain;base64,6Q=="}}`), "messages[1].content[1]", "document"},
 		"odd part":              {"m", part(`{"type":"video_url","video_url":{}}`), "messages[1].content[1]", "video"},
 		"image of a system":     {"m", said(`{"role":"system","content":[{"type":"image_url","image_url":{"url":"https://x.test/a.png"}}]}`), "messages[1].content[0]", "image"},
-		"name":                  {"m", said(`{"role":"user","name":"bob","content":"x"}`), "messages[1].name", "bob"},
+		"name":                  {"m", said(`{"role":"user","name":"planner","content":"x"}`), "messages[1].name", "planner"},
 		"spoken before":         {"m", said(`{"role":"assistant","audio":{"id":"a"}},{"role":"user","content":"x"}`), "messages[1].audio", "audio"},
 		"other call":            {"m", said(`{"role":"assistant","content":"c","tool_calls":[{"id":"z","type":"custom"}]},{"role":"tool","tool_call_id":"z","content":"x"},{"role":"user","content":"x"}`), "messages[1].tool_calls[0]", "tool"},
 		"broken arguments":      {"m", said(`{"role":"assistant","tool_calls":[{"id":"z","type":"function","function":{"name":"f","arguments":"{\"broken"}}]},{"role":"tool","tool_call_id":"z","content":"x"}`), "messages[1].tool_calls[0].function.arguments", "broken"},

@@ -173,7 +173,7 @@ func TestUnsupported(t *testing.T) {
 		"file id":           {said(`{"type":"file","file":{"file_id":"file-1"}}`), "messages[0].content[1].file.file_id", hi + `}`},
 		"audio format":      {said(`{"type":"input_audio","input_audio":{"data":"AAAA","format":"pcm16"}}`), "messages[0].content[1].input_audio.format", hi + `}`},
 		"other part":        {said(`{"type":"video"}`), "messages[0].content[1]", hi + `}`},
-		"name":              {`"messages":[{"role":"user","name":"Ann","content":"Hi"}]`, "messages[0].name", hi + `}`},
+		"name":              {`"messages":[{"role":"user","name":"planner","content":"Hi"}]`, "messages[0].name", hi + `}`},
 		"rules in pictures": {`"messages":[{"role":"system","content":[{"type":"image_url","image_url":{"url":"https://e.com/a"}}]},{"role":"user","content":"Hi"}]`, "messages[0].content[0]", hi + `}`},
 		"spoken answer":     {`"messages":[{"role":"user","content":"Hi"},{"role":"assistant","audio":{"id":"a"}}]`, "messages[1].audio", hi + `}`},
 		"drawn answer":      {`"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":[{"type":"image_url","image_url":{"url":"https://e.com/a"}}]}]`, "messages[1].content[0]", hi + `}`},
