@@ -1,44 +1,50 @@
 package config
 
-import "time"
+import (
+	"time"
+
+	"sluice/internal/inference"
+)
 
 // Config is the whole static configuration. The comments on the fields below are
 // also the descriptions in the JSON Schema, and the tags are read by this package:
-// default, min and max are written as in the file, oneof lists the accepted words,
-// and side names the only role that may read a setting.
+// default, min and max are written as in the file, oneof lists the accepted words, side
+// names the only role that may read a setting, and reload says of a setting, or of all in
+// a section, whether a change takes force while the process runs (live) or at its next
+// start (restart).
 type Config struct {
 	// The HTTP front door.
-	Server Server `yaml:"server"`
+	Server Server `yaml:"server" reload:"restart"`
 	// Directory for what Sluice keeps by itself: the embedded NATS server's files and the SQLite database.
-	DataDir string `yaml:"data_dir" default:"./data"`
+	DataDir string `yaml:"data_dir" default:"./data" reload:"restart"`
 	// NATS JetStream, through which every request goes.
-	Queue Queue `yaml:"queue"`
+	Queue Queue `yaml:"queue" reload:"restart"`
 	// The database of keys and usage.
-	Store Store `yaml:"store"`
+	Store Store `yaml:"store" reload:"restart"`
 	// Files that clients upload.
-	Files Files `yaml:"files" side:"ingress"`
+	Files Files `yaml:"files" side:"ingress" reload:"restart"`
 	// Who may call.
-	Auth Auth `yaml:"auth"`
+	Auth Auth `yaml:"auth" reload:"live"`
 	// The upstreams by name. A name is made of lower-case letters, digits, "-" and "_".
-	Providers map[string]Provider `yaml:"providers"`
+	Providers map[string]Provider `yaml:"providers" reload:"live"`
 	// Which provider serves which request.
-	Routing Routing `yaml:"routing"`
-	// Limits for each key. There are no settings yet.
-	RateLimit RateLimit `yaml:"rate_limit"`
-	// The answer cache. There are no settings yet.
-	Cache Cache `yaml:"cache"`
+	Routing Routing `yaml:"routing" reload:"live"`
+	// Who may take how much.
+	RateLimit RateLimit `yaml:"rate_limit" side:"ingress" reload:"live"`
+	// Answers that are kept and given again.
+	Cache Cache `yaml:"cache" side:"ingress" reload:"live"`
 	// Logs, metrics and health.
-	Observability Observability `yaml:"observability"`
+	Observability Observability `yaml:"observability" reload:"restart"`
 	// What is remembered of requests with an Idempotency-Key.
-	Idempotency Idempotency `yaml:"idempotency" side:"ingress"`
+	Idempotency Idempotency `yaml:"idempotency" side:"ingress" reload:"restart"`
 	// Requests that are answered later (Prefer: respond-async).
-	Jobs Jobs `yaml:"jobs" side:"ingress"`
+	Jobs Jobs `yaml:"jobs" side:"ingress" reload:"restart"`
 	// Batches of requests.
-	Batches Batches `yaml:"batches" side:"ingress"`
+	Batches Batches `yaml:"batches" side:"ingress" reload:"restart"`
 	// What tenants' own servers are told of.
-	Webhooks Webhooks `yaml:"webhooks" side:"ingress"`
+	Webhooks Webhooks `yaml:"webhooks" side:"ingress" reload:"restart"`
 	// What an operator may ask of a running ingress.
-	Admin Admin `yaml:"admin" side:"ingress"`
+	Admin Admin `yaml:"admin" side:"ingress" reload:"restart"`
 }
 
 // Server configures the ingress's HTTP side.
@@ -61,6 +67,8 @@ type Server struct {
 	MaxInFlight int `yaml:"max_in_flight" default:"10000" min:"1" max:"1000000"`
 	// Bytes of request bodies that one ingress holds in memory at once. Requests beyond it are refused with 429; large answers have as much again, and wait for it.
 	BodyMemory Size `yaml:"body_memory" default:"512MiB" min:"1MiB" max:"1TiB"`
+	// Pages of other origins that may call from a browser.
+	CORS CORS `yaml:"cors" side:"ingress" reload:"live"`
 }
 
 // Queue configures NATS JetStream.
@@ -160,26 +168,6 @@ type Batches struct {
 	MaxLineBytes Size `yaml:"max_line_bytes" default:"0" min:"0" max:"1GiB"`
 }
 
-// Auth configures who may call.
-type Auth struct {
-	// Keys that are valid beside those in the database.
-	Keys []StaticKey `yaml:"keys" side:"ingress"`
-}
-
-// StaticKey is an API key that the configuration carries.
-type StaticKey struct {
-	// Name of the key in logs and in the ledger, unique in this list.
-	Name string `yaml:"name"`
-	// The key itself, 16 characters or more.
-	Key Secret `yaml:"key"`
-	// Tenant that the key's usage counts for.
-	Tenant string `yaml:"tenant" default:"default"`
-	// Models that the key may use, as names or globs. Empty: all.
-	Models []string `yaml:"models"`
-	// When the key ends, as an RFC 3339 time. Not given: never.
-	ExpiresAt time.Time `yaml:"expires_at"`
-}
-
 // Provider is one upstream. An ingress needs its name, its models and its bounds;
 // only a worker reads its address and its secret.
 type Provider struct {
@@ -225,7 +213,7 @@ type Provider struct {
 	Breaker Breaker `yaml:"breaker" side:"worker"`
 	// What the upstream can do with models, where it is not what its adapter says. The first entry that covers a model counts.
 	Capabilities []Capability `yaml:"capabilities" max:"1000"`
-	// What the upstream takes for models, for the strategy lowest_cost. The first entry that covers a model counts.
+	// What the upstream takes for models, where it is not what Sluice knows.
 	Prices []Price `yaml:"prices" max:"1000"`
 	// Largest answer taken from the upstream.
 	MaxResponseBytes Size `yaml:"max_response_bytes" default:"32MiB" min:"1KiB" max:"1GiB"`
@@ -285,14 +273,21 @@ type Capability struct {
 	OutputTokens *int `yaml:"output_tokens" min:"0" max:"100000000"`
 }
 
-// Price is what an upstream takes for models, in one currency for all providers.
+// Price is what an upstream takes for models, in one currency for all providers, for a
+// million tokens. It comes before the prices that Sluice ships.
 type Price struct {
 	// Models, as names or globs.
 	Models []string `yaml:"models" max:"1000"`
 	// Money for a million tokens of prompts.
-	Input float64 `yaml:"input" default:"0" min:"0" max:"1000000"`
+	Input inference.Cost `yaml:"input" default:"0" min:"0" max:"1000000"`
+	// Money for a million tokens of prompts that the upstream had in its own cache. Not given: as input.
+	CachedInput *inference.Cost `yaml:"cached_input" min:"0" max:"1000000"`
 	// Money for a million tokens of answers.
-	Output float64 `yaml:"output" default:"0" min:"0" max:"1000000"`
+	Output inference.Cost `yaml:"output" default:"0" min:"0" max:"1000000"`
+	// Money for a million tokens of reasoning. Not given: as output.
+	Reasoning *inference.Cost `yaml:"reasoning" min:"0" max:"1000000"`
+	// From when on the price holds, as an RFC 3339 time. Not given: always. Of several that cover a model the latest that has begun counts.
+	From time.Time `yaml:"from"`
 }
 
 // Azure configures Azure's form of the OpenAI API: deployments in the path, a version
@@ -328,16 +323,10 @@ type Sim struct {
 	CompletionTokens int `yaml:"completion_tokens" default:"64" min:"1" max:"10000"`
 }
 
-// RateLimit is accepted so that a file may have the section; it has no settings yet.
-type RateLimit struct{}
-
-// Cache is accepted so that a file may have the section; it has no settings yet.
-type Cache struct{}
-
 // Observability configures logs, metrics and health.
 type Observability struct {
 	// Least severe level that is logged.
-	LogLevel string `yaml:"log_level" default:"info" oneof:"debug,info,warn,error"`
+	LogLevel string `yaml:"log_level" reload:"live" default:"info" oneof:"debug,info,warn,error"`
 	// Form of the log lines.
 	LogFormat string `yaml:"log_format" default:"json" oneof:"json,text"`
 	// Where a worker listens for health and metrics, as host:port. Empty: nowhere.
@@ -367,8 +356,20 @@ type Webhooks struct {
 type Admin struct {
 	// Where the ingress listens for operators, as host:port. Empty: nowhere.
 	Address string `yaml:"address"`
-	// What an operator shows as a bearer token, 16 characters or more. It goes with the address.
+	// What an operator shows as a bearer token, 16 characters or more. It goes with the address. The audit calls its holder admin. Commands show it to a running ingress.
 	Token Secret `yaml:"token"`
+	// Operators with tokens of their own, whom the audit calls by their names. Only an ingress reads them.
+	Operators []Operator `yaml:"operators" max:"1000"`
+}
+
+// Operator is one who may ask a running ingress.
+type Operator struct {
+	// Name in the audit, unique in this list.
+	Name string `yaml:"name"`
+	// What the operator shows as a bearer token, 16 characters or more.
+	Token Secret `yaml:"token"`
+	// What the operator may do: an admin everything, a viewer look only.
+	Role string `yaml:"role" default:"admin" oneof:"admin,viewer"`
 }
 
 // Default returns the configuration of an empty file.

@@ -155,7 +155,7 @@ func fits(n *node, k kind) bool {
 	switch k {
 	case kindBool:
 		return n.kind == nodeBool
-	case kindInt, kindFloat:
+	case kindInt, kindFloat, kindMoney:
 		return n.kind == nodeInt || n.kind == nodeFloat
 	case kindSize:
 		return n.kind == nodeInt || n.kind == nodeFloat || n.kind == nodeText && regexp.MustCompile(sizePattern).MatchString(n.text)
@@ -177,9 +177,6 @@ func (d *decoder) mismatch(n *node, s *spec, p path) {
 
 // unknownKey says what is wrong with a key and which known one may be meant.
 func unknownKey(key string, known []string) string {
-	if len(known) == 0 {
-		return "is not known: this section has no settings yet"
-	}
 	if showKey(key) == "?" {
 		return "is a key that is not known; is there a space after the colon?"
 	}

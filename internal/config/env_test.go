@@ -137,12 +137,12 @@ func TestOverrideNames(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			f := newFaults()
-			root := parseFile("f", []byte("providers: {"+strings.Trim(c.file, "{}")+"}"), f)
+			root, _ := parseFile("f", []byte("providers: {"+strings.Trim(c.file, "{}")+"}"), f)
 			if c.file != "" && !strings.HasPrefix(c.file, "{") {
-				root = parseFile("f", []byte("providers:\n  "+c.file), f)
+				root, _ = parseFile("f", []byte("providers:\n  "+c.file), f)
 			}
 			if strings.HasPrefix(c.file, "{") {
-				root = parseFile("f", []byte("providers: "+c.file), f)
+				root, _ = parseFile("f", []byte("providers: "+c.file), f)
 			}
 			require.NoError(t, f.err())
 			got, ok := resolve(root, specOf(Config{}), c.variable)

@@ -32,6 +32,7 @@ func (f Fault) Error() string {
 type InvalidError struct {
 	Faults []Fault // at most 20
 	More   int     // how many were found beyond those
+	Hash   string  // of the file that was tried, as Loaded has it; empty: it was not Load that found them
 }
 
 func (e *InvalidError) Error() string {

@@ -15,7 +15,6 @@ func TestFaultsAreNamed(t *testing.T) {
 		{"unknown key", "server:\n  adress: x\n", "sluice.yaml:2:3: server.adress: is not known; did you mean address?"},
 		{"unknown section", "servers: {}\n", "sluice.yaml:1:1: servers: is not known; did you mean server?"},
 		{"unknown, nothing near", "routing: {zzzzzz: 1}", "sluice.yaml:1:11: routing.zzzzzz: is not known; known here: order, aliases, rules"},
-		{"empty section", "cache: {ttl: 5m}", "sluice.yaml:1:9: cache.ttl: is not known: this section has no settings yet"},
 		{"missing space", "server: {'address:x': 1}", "sluice.yaml:1:10: server.?: is a key that is not known; is there a space after the colon?"},
 		{"text for int", "server:\n  max_in_flight: many\n", "sluice.yaml:2:18: server.max_in_flight: must be a whole number, not text"},
 		{"quoted int", `server: {max_in_flight: "5"}`, "server.max_in_flight: must be a whole number, not text"},
@@ -114,6 +113,20 @@ func TestFaultsAreNamed(t *testing.T) {
 			require.Contains(t, got[0], c.want)
 			require.True(t, strings.HasPrefix(got[0], "sluice.yaml"), got[0])
 		})
+	}
+}
+
+// Nothing is called missing from a file that cannot be read: it may well be there.
+func TestAFileThatIsNoYAMLHasThatFaultAlone(t *testing.T) {
+	t.Parallel()
+	for _, role := range []Role{RoleServe, RoleIngress, RoleWorker} {
+		for _, text := range []string{"queue: {url: 'nats://q'\n", "\xff", "queue: {}\n---\nqueue: {}\n"} {
+			_, err := load([]byte(text), Options{Environ: []string{}, Path: "sluice.yaml", Role: role, Providers: []string{"a"}})
+			invalid := new(InvalidError)
+			require.ErrorAs(t, err, &invalid)
+			require.Len(t, invalid.Faults, 1, "%s: %v", role, err)
+			require.Contains(t, invalid.Faults[0].At, "sluice.yaml")
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,14 +36,28 @@ type Options struct {
 	// Role is whose settings are wanted; empty means RoleServe.
 	Role Role
 
+	// Command says that whoever reads does not serve with it. SLUICE_ADMIN_TOKEN is then how
+	// a person says who they are, and may be the token of one of admin.operators.
+	Command bool
+
 	// Providers are those that a worker serves: the address and the secret of any other are
 	// neither wanted nor given. Empty means all.
 	Providers []string
+
+	// Filled says that the file had something to say before. One that says nothing any more
+	// is refused then: it is rather being written, or was lost, than meant.
+	Filled bool
 }
 
 // Loaded is what Load found.
 type Loaded struct {
 	Config *Config
+
+	// Hash identifies the content of the file, and Options are those that were given, with
+	// the environment that was read and Filled: with them a changed file is read like the
+	// first one.
+	Hash    string
+	Options Options
 
 	// UnknownEnv are the variables that begin with SLUICE_ and are no setting, in the
 	// order of their names. Those that Kubernetes makes are not among them.
@@ -63,7 +78,11 @@ func Load(opts Options) (*Loaded, error) {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 	}
-	return load(data, opts)
+	loaded, err := load(data, opts)
+	if invalid, ok := errors.AsType[*InvalidError](err); ok {
+		invalid.Hash = hashOf(data)
+	}
+	return loaded, err
 }
 
 // load is Load without the disk.
@@ -72,7 +91,15 @@ func load(data []byte, opts Options) (*Loaded, error) {
 		opts.Role = RoleServe
 	}
 	f := newFaults()
-	root := parseFile(opts.Path, data, f)
+	root, whole := parseFile(opts.Path, data, f)
+	if !whole {
+		return nil, f.err()
+	}
+	if opts.Filled && root.kind == nodeNull {
+		f.add(root.at, nil, "the file is empty; {} would say that there is no setting")
+		return nil, f.err()
+	}
+	opts.Filled = root.kind != nodeNull
 	environ := environMap(opts.Environ)
 	c := Default()
 	s := specOf(c)
@@ -95,7 +122,7 @@ func load(data []byte, opts Options) (*Loaded, error) {
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	return &Loaded{Config: &c, UnknownEnv: unknown}, nil
+	return &Loaded{Config: &c, Hash: hashOf(data), Options: opts, UnknownEnv: unknown}, nil
 }
 
 // withheld says whether the role must not have a setting of the given side, or has no
@@ -107,7 +134,7 @@ func (o Options) withheld(p path, side Role) bool {
 	case o.Role == RoleRouting:
 		return p[0] != "routing" && p[0] != "providers" || side != ""
 	case o.Role == RoleOperator:
-		return p[0] != "admin"
+		return p[0] != "admin" || len(p) > 1 && p[1] == "operators"
 	case o.Role == RoleServe, side == "":
 		return false
 	}

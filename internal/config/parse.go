@@ -24,23 +24,24 @@ const (
 )
 
 // parseFile reads YAML into nodes. What is wrong goes to f; the result is then not
-// complete, and never nil.
-func parseFile(name string, data []byte, f *faults) *node {
-	root := &node{kind: nodeNull, at: origin{file: name}}
+// complete, and never nil. whole reports whether it is all that the file says: of a file
+// that cannot be read as YAML nothing can be told to be missing.
+func parseFile(name string, data []byte, f *faults) (root *node, whole bool) {
+	root = &node{kind: nodeNull, at: origin{file: name}}
 	text := strings.TrimPrefix(string(data), "\ufeff")
 	switch {
 	case len(data) > maxFileBytes:
 		f.add(root.at, nil, "is larger than %d bytes", maxFileBytes)
-		return root
+		return root, false
 	case !utf8.ValidString(text):
 		f.add(root.at, nil, "is not UTF-8 text")
-		return root
+		return root, false
 	}
 	file, err := parseYAML(text)
 	if err != nil {
 		at, problem := describeSyntax(name, text, err)
 		f.add(at, nil, "%s", problem)
-		return root
+		return root, false
 	}
 	var body ast.Node
 	for i, doc := range file.Docs {
@@ -49,7 +50,7 @@ func parseFile(name string, data []byte, f *faults) *node {
 		}
 		if body != nil {
 			f.add(originOf(name, doc.Start), nil, "a second document begins here; a configuration is one document")
-			return root
+			return root, false
 		}
 		body = doc.Body
 	}
@@ -57,10 +58,10 @@ func parseFile(name string, data []byte, f *faults) *node {
 	built := b.build(body, nil)
 	if b.nodes > maxNodes {
 		f.add(root.at, nil, "holds more than %d values, aliases written out", maxNodes)
-		return root
+		return root, false
 	}
 	built.at = root.at // what the file does not give stands nowhere in it
-	return built
+	return built, true
 }
 
 // limitError is a file that is refused before it is parsed.

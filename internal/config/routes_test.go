@@ -104,7 +104,7 @@ providers:
 		{Models: []string{"m*"}, Images: new(false), Tools: new(true), ContextTokens: new(0)},
 		{Models: []string{"*"}, OutputTokens: new(4096), Chat: new(true)},
 	}, loaded.Config.Providers["a"].Capabilities)
-	require.Equal(t, []Price{{Models: []string{"m"}, Input: 0.5}, {Models: []string{"*"}, Input: 2, Output: 10}}, loaded.Config.Providers["a"].Prices)
+	require.Equal(t, []Price{{Models: []string{"m"}, Input: 5e8}, {Models: []string{"*"}, Input: 2e9, Output: 10e9}}, loaded.Config.Providers["a"].Prices)
 }
 
 func TestRoutingFaults(t *testing.T) {
@@ -155,10 +155,15 @@ func TestRoutingFaults(t *testing.T) {
 		{"capability said before", sim("capabilities: [{models: ['m*'], images: false}, {models: [m1], images: true}]"), "providers.a.capabilities[1].models[0]: never counts"},
 		{"capability after all", sim("capabilities: [{models: ['*'], images: false}, {models: ['m*'], images: true}]"), "providers.a.capabilities[1].models[0]: never counts"},
 		{"negative tokens", sim("capabilities: [{models: [m], context_tokens: -1}]"), "context_tokens: must be from 0 to"},
-		{"negative price", sim("prices: [{models: [m], input: -0.1}]"), "providers.a.prices[0].input: must be from 0 to"},
+		{"negative price", sim("prices: [{models: [m], input: -0.1}]"), "providers.a.prices[0].input: must be an amount of money"},
 		{"price of none", sim("prices: [{input: 1}]"), "providers.a.prices[0].models: is missing"},
 		{"price's glob", sim("prices: [{models: [''], input: 1}]"), "providers.a.prices[0].models[0]: must be a model's name or a glob"},
 		{"price said before", sim("prices: [{models: [m], input: 1}, {models: [m], input: 2}]"), "providers.a.prices[1].models[0]: never counts"},
+		{
+			"price of a day said before",
+			sim("prices: [{models: ['m*'], input: 1, from: 2026-01-01T00:00:00Z}, {models: [m], input: 2}, {models: [m-1], input: 2, from: 2026-01-01T01:00:00+01:00}]"),
+			"providers.a.prices[2].models[0]: never counts",
+		},
 
 		{"admin without token", admin("127.0.0.1:8081", ""), "admin.token: must have 16 characters"},
 		{"admin's short token", admin("127.0.0.1:8081", "0123456789abcde"), "admin.token: must have 16 characters"},
@@ -255,7 +260,7 @@ routing:
 	require.Equal(t, 2, a.MinConcurrency)
 	require.InDelta(t, 2.5, a.MaxSlowdown, 0)
 	require.Equal(t, []Capability{{Models: []string{"m"}, Images: new(false), ContextTokens: new(8192)}}, a.Capabilities)
-	require.Equal(t, []Price{{Models: []string{"m"}, Input: 2.5}}, a.Prices)
+	require.Equal(t, []Price{{Models: []string{"m"}, Input: 25e8}}, a.Prices)
 	require.Equal(t, Admin{Address: "127.0.0.1:8081", Token: "0123456789abcdef"}, loaded.Config.Admin)
 
 	for variable, want := range map[string]string{

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"sluice/internal/inference"
 )
 
 // Size is a number of bytes. In the file it is a number, or text with a unit such
@@ -59,6 +61,8 @@ func (k kind) expected() string {
 		return "a number of bytes, or text such as 32MiB"
 	case kindFloat:
 		return "a number"
+	case kindMoney:
+		return "an amount of money, such as 12.50, with at most nine decimals"
 	case kindDuration:
 		return "a duration with its unit, such as 500ms, 30s or 5m"
 	case kindTime:
@@ -69,7 +73,8 @@ func (k kind) expected() string {
 }
 
 // parseScalar turns text into a value of the kind: string, bool, int, int64, float64,
-// time.Duration or time.Time. The problem is empty when it could.
+// time.Duration, time.Time or
+// inference.Cost. The problem is empty when it could.
 func parseScalar(k kind, text string) (value any, problem string) {
 	var err error
 	switch k {
@@ -87,6 +92,8 @@ func parseScalar(k kind, text string) (value any, problem string) {
 		value, err = parseDuration(text)
 	case kindTime:
 		value, err = time.Parse(time.RFC3339, text)
+	case kindMoney:
+		value, err = inference.ParseCost(text)
 	default:
 		return nil, "must be " + k.expected()
 	}
@@ -166,6 +173,9 @@ func compareNumbers(a, b any) int {
 		return cmp.Compare(a, b)
 	case int64:
 		b, _ := b.(int64)
+		return cmp.Compare(a, b)
+	case inference.Cost:
+		b, _ := b.(inference.Cost)
 		return cmp.Compare(a, b)
 	case float64:
 		b, _ := b.(float64)

@@ -1,7 +1,7 @@
 package config
 
 import (
-	_ "embed"
+	"embed"
 	"encoding/json"
 	"fmt"
 	"go/ast"
@@ -11,20 +11,18 @@ import (
 	"time"
 )
 
-// The files with the settings' structs; the comments on their fields are the schema's
-// descriptions, so that the two cannot differ.
-var (
-	//go:embed config.go
-	configSource string
-	//go:embed routes.go
-	routesSource string
-)
+// sources are the files with the settings' structs; the comments on their fields are the
+// schema's descriptions, so that the two cannot differ.
+//
+//go:embed config.go routes.go limits.go cache.go auth.go
+var sources embed.FS
 
 // variableText is the schema of text with a variable in it, which may stand for a
 // value of any kind.
 var variableText = map[string]any{"type": "string", "pattern": `\$\{`}
 
-// Schema returns the JSON Schema (draft 2020-12) of the configuration file.
+// Schema returns the JSON Schema (draft 2020-12) of the configuration file. Of each setting
+// x-reload says when a change takes force: live, while the process runs, or restart.
 func Schema() ([]byte, error) {
 	docs, err := fieldDocs()
 	if err != nil {
@@ -48,6 +46,9 @@ func schemaOf(s *spec, docs map[string]string) map[string]any {
 	}
 	if s.def != nil {
 		schema["default"] = jsonValue(s.def)
+	}
+	if s.reload != "" && s.name != "" && s.kind != kindStruct {
+		schema["x-reload"] = s.reload
 	}
 	return schema
 }
@@ -100,7 +101,7 @@ func scalarSchema(s *spec) map[string]any {
 		return anyOf(map[string]any{"type": "boolean"}, variableText)
 	case kindInt:
 		return anyOf(number, variableText)
-	case kindFloat:
+	case kindFloat, kindMoney:
 		number["type"] = "number"
 		return anyOf(number, variableText)
 	case kindSize:
@@ -141,7 +142,15 @@ func durationText(d time.Duration) string {
 // fieldDocs returns the comments of the structs' fields by Type.Field.
 func fieldDocs() (map[string]string, error) {
 	docs := make(map[string]string)
-	for _, source := range []string{configSource, routesSource} {
+	files, err := sources.ReadDir(".")
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		source, err := sources.ReadFile(f.Name())
+		if err != nil {
+			return nil, err
+		}
 		file, err := parser.ParseFile(token.NewFileSet(), "", source, parser.ParseComments)
 		if err != nil {
 			return nil, err

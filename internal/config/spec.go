@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"sluice/internal/inference"
 )
 
 // kind is what a setting's value looks like in the file.
@@ -21,6 +23,7 @@ const (
 	kindFloat
 	kindDuration
 	kindTime
+	kindMoney
 )
 
 // spec describes one setting: its kind and bounds, or the settings inside it. It is
@@ -38,6 +41,7 @@ type spec struct {
 	oneOf    []string
 	optional bool // a pointer to a scalar: not given is a value of its own
 	side     Role // the role that alone may read it besides serve; empty for all
+	reload   string
 
 	fields []*spec // of a struct, in the order of the file
 	elem   *spec   // of a map or a list
@@ -71,6 +75,7 @@ func specOfField(owner reflect.Type, i int) *spec {
 	s.doc = owner.Name() + "." + field.Name
 	s.index = i
 	s.side = Role(field.Tag.Get("side"))
+	s.setReload(field.Tag.Get("reload"))
 	s.bounds = [2]string{field.Tag.Get("min"), field.Tag.Get("max")}
 	s.def = s.tagValue(field.Tag.Get("default"))
 	s.min, s.max = s.boundValue(s.bounds[0]), s.boundValue(s.bounds[1])
@@ -82,6 +87,21 @@ func specOfField(owner reflect.Type, i int) *spec {
 		of.oneOf = strings.Split(words, ",")
 	}
 	return s
+}
+
+// setReload says when a change takes force, of the setting and of all below it that do
+// not say it themselves.
+func (s *spec) setReload(word string) {
+	if s.reload != "" || word == "" {
+		return
+	}
+	s.reload = word
+	for _, f := range s.fields {
+		f.setReload(word)
+	}
+	if s.elem != nil {
+		s.elem.setReload(word)
+	}
 }
 
 // boundValue is tagValue for a bound, which for a list or a map is a number of elements.
@@ -116,6 +136,8 @@ func kindOf(t reflect.Type) kind {
 		return kindTime
 	case reflect.TypeFor[Size]():
 		return kindSize
+	case reflect.TypeFor[inference.Cost]():
+		return kindMoney
 	}
 	switch t.Kind() {
 	case reflect.Struct:

@@ -32,10 +32,15 @@ func validate(c *Config, opts Options, root *node, f *faults) {
 	v.files()
 	v.batches()
 	v.auth()
+	v.jwt()
+	v.cors()
+	v.limits()
 	v.providers()
 	v.routing()
 	v.listenAddress(c.Observability.Address, "observability", "address")
 	v.admin()
+	v.operators()
+	v.cache()
 }
 
 // wrong notes a fault of the setting at p.

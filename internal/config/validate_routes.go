@@ -122,14 +122,6 @@ func (v *validator) capabilities(capabilities []Capability, at path) {
 	}
 }
 
-func (v *validator) prices(prices []Price, at path) {
-	var earlier []string
-	for i, p := range prices {
-		v.models(p.Models, earlier, at.at(i))
-		earlier = append(earlier, p.Models...)
-	}
-}
-
 // models checks the models of one entry of a list in which the first that covers a
 // model counts.
 func (v *validator) models(models, earlier []string, at path) {
@@ -171,6 +163,7 @@ func (v *validator) admin() {
 	case a.Address == "":
 		v.wrong("needs admin.address beside it", "admin", "token")
 		return
+	case a.Token == "" && len(a.Operators) > 0: // each of them has a token of their own
 	case len(a.Token) < minKeyLength:
 		v.wrong("must have 16 characters or more: it lets an operator in", "admin", "token")
 	case !adminToken.MatchString(a.Token.Reveal()):
