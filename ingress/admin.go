@@ -1,68 +1,84 @@
 package ingress
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"maps"
 	"net/http"
-	"slices"
+	"strconv"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/gorilla/mux"
 
+	administration "sluice/internal/admin"
 	"sluice/internal/adminapi"
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
 )
 
-// Bounds of a request to the admin API.
-const (
-	adminMaxBody = 64 << 10
-	adminTimeout = 10 * time.Second // for its body
-)
-
 // providersPath is where the providers are listed as routing sees them.
-const providersPath = "/admin/v1/providers"
+const providersPath = adminapi.ProvidersPath
 
 // AdminHandler returns the HTTP handler of the operators' API. It takes requests that
-// bear the token alone, and none if the token is empty.
-func (s *Ingress) AdminHandler(token string) http.Handler {
+// bear an operator's token alone; the one with no name is of the operator "admin". No
+// cache may keep its answers: some hold a secret.
+func (s *Ingress) AdminHandler(token string, operators ...Operator) http.Handler {
+	guarded := s.identified(s.operatorsOnly(badges(token, operators), headAsGet(s.adminRoutes())))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		guarded.ServeHTTP(w, r)
+	})
+}
+
+// headAsGet has HEAD answered as GET is. The server leaves the body out.
+func headAsGet(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			r = r.WithContext(r.Context())
+			r.Method = http.MethodGet
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// adminRoutes are what operators can ask. adminapi.Document describes each of them.
+func (s *Ingress) adminRoutes() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
+	r.Use(administration.Guard(s.adminFail))
+	r.HandleFunc(adminapi.DocumentPath, s.showDocument).Methods(http.MethodGet)
 	r.HandleFunc(adminapi.ExplainPath, s.explain).Methods(http.MethodPost)
-	r.HandleFunc(providersPath, s.listProviders).Methods(http.MethodGet)
+	s.routeOperations(r)
 	s.routeWebhooks(r)
+	s.routeConfig(r)
+	if s.opt.Admin != nil {
+		administration.New(administration.Options{Store: s.opt.Admin, Actor: actorOf, Fail: s.adminFail}).Register(r)
+	}
+	s.routeCache(r)
+	s.routeLimits(r)
 	r.NotFoundHandler = http.HandlerFunc(s.adminNotFound)
 	r.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		w.Header().Set("Allow", allowedMethods(r, q))
 		s.adminFail(w, q, errMethodNotAllowed(q))
 	})
-	want := sha256.Sum256([]byte(token))
-	return s.identified(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if token == "" || !bears(q, want) {
-			s.adminFail(w, q, inference.Errorf(inference.CodeUnauthenticated, "The admin token is missing or wrong. Send it in the header: Authorization: Bearer YOUR_TOKEN."))
-			return
-		}
-		r.ServeHTTP(w, q)
-	}))
+	return r
 }
 
-// bears reports whether the request carries the token of that hash. Hashes are compared,
-// in constant time, so that the time it takes tells neither the token nor its length.
-func bears(r *http.Request, want [sha256.Size]byte) bool {
-	scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
-	given := sha256.Sum256([]byte(strings.TrimSpace(token)))
-	return ok && strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(given[:], want[:]) == 1
+// showDocument serves GET /admin/v1/openapi.json.
+func (s *Ingress) showDocument(w http.ResponseWriter, r *http.Request) {
+	text, err := adminapi.Document()
+	if err != nil {
+		s.adminFail(w, r, err)
+		return
+	}
+	h := w.Header()
+	h["Content-Type"] = jsonType
+	h.Set("Content-Length", strconv.Itoa(len(text)))
+	limitWrite(w)
+	_, _ = w.Write(text) // the operator may be gone; nothing else is to be done
 }
 
 // adminFail answers with an error. It does not count among the clients' ones.
 func (s *Ingress) adminFail(w http.ResponseWriter, r *http.Request, err error) {
-	e := inference.AsError(err)
+	e := administration.Answerable(err)
 	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e, nil)
 	if body, ok := r.Body.(*incoming); ok {
 		body.closing(w)
@@ -77,80 +93,19 @@ func (s *Ingress) adminNotFound(w http.ResponseWriter, r *http.Request) {
 // explain serves POST /admin/v1/route/explain: where a request would go, and why. It
 // leaves no trace in what it tells of: turns are not taken, and chance plays no part.
 func (s *Ingress) explain(w http.ResponseWriter, r *http.Request) {
-	body, err := readAdminBody(w, r)
-	if err != nil {
-		s.adminFail(w, r, err)
-		return
+	var req adminapi.ExplainRequest
+	err := administration.Read(w, r, &req)
+	if err == nil {
+		err = checkExplain(&req)
 	}
-	req, err := parseExplain(body)
 	if err != nil {
 		s.adminFail(w, r, err)
 		return
 	}
 	q := req.Question() // whether its key may ask for the model is another question: it is named, not borne
-	q.Turn, q.Load = s.workers.nextTurn, s.load
-	s.writeJSON(w, r, adminapi.Explained(s.workers.now().Explain(q)))
-}
-
-// readAdminBody reads a request's body, within bounds of its size and of its time.
-func readAdminBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	ctrl := http.NewResponseController(w)
-	_ = ctrl.SetReadDeadline(time.Now().Add(adminTimeout)) // not every writer has deadlines; the server's does
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, adminMaxBody))
-	_ = ctrl.SetReadDeadline(time.Time{})
-	switch {
-	case isTooLarge(err):
-		return nil, inference.Errorf(inference.CodeRequestTooLarge, "The request body is larger than %d bytes.", adminMaxBody)
-	case err != nil:
-		return nil, &inference.Error{Code: inference.CodeInvalidRequest, Message: "The request body could not be read to its end.", Err: err}
-	}
-	return body, nil
-}
-
-// parseExplain reads an ExplainRequest and checks it. Unlike a client's request it may
-// hold nothing that is not known: whoever asks must not be told of another request than
-// the one they mean.
-func parseExplain(body []byte) (*adminapi.ExplainRequest, error) {
-	var raw map[string]json.RawMessage
-	if err := json.Unmarshal(body, &raw); err != nil {
-		if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return nil, invalidField("", "The request body must be a JSON object.")
-		}
-		return nil, inference.Errorf(inference.CodeInvalidJSON, "The request body is not valid JSON.")
-	}
-	req := new(adminapi.ExplainRequest)
-	fields := explainFields(req)
-	for _, name := range slices.Sorted(maps.Keys(raw)) {
-		into, known := fields[name]
-		if !known {
-			return nil, invalidField(name, "There is no field %q.", name)
-		}
-		if err := json.Unmarshal(raw[name], into); err != nil {
-			return nil, invalidField(name, "%s must be %s.", name, kindOf(into))
-		}
-	}
-	return req, checkExplain(req)
-}
-
-// explainFields returns where each member of the request goes.
-func explainFields(req *adminapi.ExplainRequest) map[string]any {
-	return map[string]any{
-		"model": &req.Model, "endpoint": &req.Endpoint, "tenant": &req.Tenant, "key": &req.Key, "headers": &req.Headers,
-		"metadata": &req.Metadata, "user": &req.User, "stream": &req.Stream, "tools": &req.Tools, "images": &req.Images,
-		"structured_output": &req.StructuredOutput, "prompt_tokens": &req.PromptTokens, "output_tokens": &req.OutputTokens,
-	}
-}
-
-func kindOf(into any) string {
-	switch into.(type) {
-	case *string:
-		return "a string"
-	case *bool:
-		return "true or false"
-	case *int:
-		return "an integer"
-	}
-	return "an object of strings"
+	settings := s.current()
+	q.Turn, q.Load = settings.layout.nextTurn, s.load
+	s.writeJSON(w, r, adminapi.Explained(s.table(settings).Explain(q)))
 }
 
 func checkExplain(req *adminapi.ExplainRequest) error {
@@ -173,40 +128,4 @@ func checkExplain(req *adminapi.ExplainRequest) error {
 
 func invalidField(name, format string, args ...any) error {
 	return &inference.Error{Code: inference.CodeInvalidRequest, Param: name, Message: fmt.Sprintf(format, args...)}
-}
-
-// providerListing is the body of GET /admin/v1/providers.
-type providerListing struct {
-	Providers []providerEntry `json:"providers"`
-}
-
-type providerEntry struct {
-	Name      string            `json:"name"`
-	Workers   int               `json:"workers"`
-	Refused   bool              `json:"refused"` // the provider accepts no key of any of them
-	Limit     int               `json:"limit"`   // calls at once that it bears at the moment; zero when not known
-	InFlight  int               `json:"in_flight"`
-	Held      int               `json:"held"`       // jobs that workers hold back until it can be called
-	Waiting   int               `json:"waiting"`    // jobs in its queue
-	MaxQueued int               `json:"max_queued"` // bound of its queue
-	Rate      float64           `json:"rate"`       // jobs that end in a second
-	Models    []string          `json:"models"`     // names or globs
-	Breakers  map[string]string `json:"breakers"`   // by model, of those called of late
-}
-
-// listProviders serves GET /admin/v1/providers: every provider as routing sees it.
-func (s *Ingress) listProviders(w http.ResponseWriter, r *http.Request) {
-	list := providerListing{Providers: []providerEntry{}}
-	for name, p := range s.workers.states() {
-		e := providerEntry{
-			Name: name, Workers: p.Workers, Refused: p.Refused, Limit: p.Limit, InFlight: p.InFlight, Held: p.Held, Waiting: p.Waiting,
-			MaxQueued: p.Queued, Rate: p.Rate, Models: append([]string{}, p.Models...), Breakers: make(map[string]string, len(p.States)),
-		}
-		for _, m := range p.States {
-			e.Breakers[m.Model] = m.Breaker
-		}
-		list.Providers = append(list.Providers, e)
-	}
-	slices.SortFunc(list.Providers, func(a, b providerEntry) int { return strings.Compare(a.Name, b.Name) })
-	s.writeJSON(w, r, list)
 }

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sluice/internal/adminapi"
+	"sluice/internal/adminapi/adminapitest"
 	"sluice/internal/inference"
 	"sluice/internal/queue"
 	"sluice/internal/routing"
@@ -20,9 +22,16 @@ import (
 const adminToken = "an-admin-token-of-24-chars"
 
 // admin is the admin API of an ingress without a queue.
-func admin(s *Ingress, token string) http.Handler {
+func admin(t *testing.T, s *Ingress, token string) http.Handler {
+	t.Helper()
 	s.log = discard()
-	return s.AdminHandler(token)
+	return checked(t, s.AdminHandler(token))
+}
+
+// checked has all that is said held against the API's document.
+func checked(t *testing.T, h http.Handler) http.Handler {
+	t.Helper()
+	return adminapitest.New(t).Handler(h)
 }
 
 func ask(h http.Handler, method, path, authorization, body string) *httptest.ResponseRecorder {
@@ -47,16 +56,16 @@ func refusal(t *testing.T, w *httptest.ResponseRecorder) (e errorReply) {
 
 func TestAdminTakesItsTokenAlone(t *testing.T) {
 	t.Parallel()
-	h := admin(ingressOf(nil, routing.Policy{}), adminToken)
+	h := admin(t, ingressOf(nil, routing.Policy{}), adminToken)
 	for authorization, want := range map[string]int{
 		"Bearer " + adminToken: 200, "bearer " + adminToken: 200, "Bearer  " + adminToken + " ": 200,
 		"": 401, "Bearer": 401, "Bearer ": 401, adminToken: 401, "Basic " + adminToken: 401, "Bearer " + adminToken[1:]: 401,
 		"Bearer " + adminToken + "x": 401, "Bearer " + strings.ToUpper(adminToken): 401, "Bearer " + adminToken + "," + adminToken: 401,
 		"Bearer " + adminToken + "\x00": 401, "Bearer " + strings.Repeat("x", 100_000): 401, " " + adminToken: 401,
 	} {
-		for _, path := range []string{providersPath, "/admin/v1/nothing"} {
+		for _, path := range []string{adminapi.DocumentPath, "/admin/v1/nothing"} {
 			w := ask(h, http.MethodGet, path, authorization, "")
-			if want == 200 && path == providersPath {
+			if want == 200 && path == adminapi.DocumentPath {
 				require.Equal(t, http.StatusOK, w.Code, authorization)
 				continue
 			}
@@ -70,15 +79,15 @@ func TestAdminTakesItsTokenAlone(t *testing.T) {
 			require.NotContains(t, w.Body.String(), adminToken)
 		}
 	}
-	nobody := admin(ingressOf(nil, routing.Policy{}), "")
+	nobody := admin(t, ingressOf(nil, routing.Policy{}), "")
 	for _, authorization := range []string{"", "Bearer", "Bearer ", "Bearer  "} {
-		require.Equal(t, http.StatusUnauthorized, ask(nobody, http.MethodGet, providersPath, authorization, "").Code, "no token admits nobody")
+		require.Equal(t, http.StatusUnauthorized, ask(nobody, http.MethodGet, adminapi.DocumentPath, authorization, "").Code, "no token admits nobody")
 	}
 }
 
 func TestAdminRefusals(t *testing.T) {
 	t.Parallel()
-	h := admin(ingressOf(nil, routing.Policy{}), adminToken)
+	h := admin(t, ingressOf(nil, routing.Policy{}), adminToken)
 	for name, c := range map[string]struct {
 		method, path, body string
 		status             int
@@ -89,11 +98,11 @@ func TestAdminRefusals(t *testing.T) {
 		"public path":    {"GET", "/v1/models", "", 404, inference.CodeNotFound, ""},
 		"method":         {"GET", adminapi.ExplainPath, "", 405, inference.CodeMethodNotAllowed, ""},
 		"other method":   {"POST", providersPath, "{}", 405, inference.CodeMethodNotAllowed, ""},
-		"empty":          {"POST", adminapi.ExplainPath, "", 400, inference.CodeInvalidJSON, ""},
+		"empty":          {"POST", adminapi.ExplainPath, "", 400, inference.CodeInvalidRequest, "model"},
 		"no json":        {"POST", adminapi.ExplainPath, `{"model":`, 400, inference.CodeInvalidJSON, ""},
 		"two values":     {"POST", adminapi.ExplainPath, `{"model":"m"}{}`, 400, inference.CodeInvalidJSON, ""},
 		"array":          {"POST", adminapi.ExplainPath, `[]`, 400, inference.CodeInvalidRequest, ""},
-		"null":           {"POST", adminapi.ExplainPath, `null`, 400, inference.CodeInvalidRequest, "model"},
+		"null":           {"POST", adminapi.ExplainPath, `null`, 400, inference.CodeInvalidRequest, ""},
 		"no model":       {"POST", adminapi.ExplainPath, `{}`, 400, inference.CodeInvalidRequest, "model"},
 		"long model":     {"POST", adminapi.ExplainPath, `{"model":"` + strings.Repeat("m", 257) + `"}`, 400, inference.CodeInvalidRequest, "model"},
 		"control":        {"POST", adminapi.ExplainPath, `{"model":"m\u0007"}`, 400, inference.CodeInvalidRequest, "model"},
@@ -102,11 +111,12 @@ func TestAdminRefusals(t *testing.T) {
 		"case":           {"POST", adminapi.ExplainPath, `{"model":"m","Tools":true}`, 400, inference.CodeInvalidRequest, "Tools"},
 		"endpoint":       {"POST", adminapi.ExplainPath, `{"model":"m","endpoint":"images"}`, 400, inference.CodeInvalidRequest, "endpoint"},
 		"tools":          {"POST", adminapi.ExplainPath, `{"model":"m","tools":"yes"}`, 400, inference.CodeInvalidRequest, "tools"},
-		"headers":        {"POST", adminapi.ExplainPath, `{"model":"m","headers":{"a":1}}`, 400, inference.CodeInvalidRequest, "headers"},
+		"null tools":     {"POST", adminapi.ExplainPath, `{"model":"m","tools":null}`, 400, inference.CodeInvalidRequest, "tools"},
+		"headers":        {"POST", adminapi.ExplainPath, `{"model":"m","headers":{"a":1}}`, 400, inference.CodeInvalidRequest, "headers.a"},
 		"fraction":       {"POST", adminapi.ExplainPath, `{"model":"m","prompt_tokens":1.5}`, 400, inference.CodeInvalidRequest, "prompt_tokens"},
 		"negative":       {"POST", adminapi.ExplainPath, `{"model":"m","prompt_tokens":-1}`, 400, inference.CodeInvalidRequest, "prompt_tokens"},
 		"negative other": {"POST", adminapi.ExplainPath, `{"model":"m","output_tokens":-1}`, 400, inference.CodeInvalidRequest, "output_tokens"},
-		"large":          {"POST", adminapi.ExplainPath, `{"model":"m","user":"` + strings.Repeat("u", adminMaxBody) + `"}`, 413, inference.CodeRequestTooLarge, ""},
+		"large":          {"POST", adminapi.ExplainPath, `{"model":"m","user":"` + strings.Repeat("u", 64<<10) + `"}`, 413, inference.CodeRequestTooLarge, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -144,8 +154,8 @@ func TestExplainReadsEveryField(t *testing.T) {
 	}
 	body, err := json.Marshal(want)
 	require.NoError(t, err)
-	got, err := parseExplain(body)
-	require.NoError(t, err)
+	got := new(adminapi.ExplainRequest)
+	require.NoError(t, adminapi.Decode(body, got))
 	require.Equal(t, want, got)
 
 	q := got.Question()
@@ -175,7 +185,7 @@ func TestExplain(t *testing.T) {
 	})
 	traits := []inference.ModelTraits{{Models: []string{"m"}, Traits: inference.Traits{Chat: true}}}
 	s.workers.heard(presence("w", queue.ProviderPresence{Name: "a", Traits: traits}, queue.ProviderPresence{Name: "b", Traits: traits}))
-	h := admin(s, adminToken)
+	h := admin(t, s, adminToken)
 	explain := func(body string) (resp adminapi.ExplainResponse) {
 		w := ask(h, http.MethodPost, adminapi.ExplainPath, "Bearer "+adminToken, body)
 		require.Equal(t, http.StatusOK, w.Code, w.Body.String())
@@ -214,22 +224,34 @@ func TestExplain(t *testing.T) {
 	first := explain(acme)
 	require.Equal(t, "turns", first.Rule)
 	require.Equal(t, first, explain(acme), "no turn is taken")
-	require.EqualValues(t, 0, s.workers.turn("turns"))
+	require.EqualValues(t, 0, s.current().layout.turn("turns"))
 	require.NotEqual(t, first.Candidates[0].Provider, explain(acme).Candidates[0].Provider, "a request takes its turn")
 }
 
 func TestProvidersAreListed(t *testing.T) {
 	t.Parallel()
-	s := ingressOf(map[string]ProviderInfo{"idle": {MaxQueued: 5}, "acme": {Models: []string{"m"}}}, routing.Policy{})
-	s.workers.heard(presence("w", queue.ProviderPresence{
-		Name: "acme", MaxQueued: 9, Limit: 4, InFlight: 3, Held: 2, Waiting: 1, Rate: 0.5,
+	r := setup(t, func(o *Options) {
+		o.Settings.Providers = map[string]ProviderInfo{"idle": {MaxQueued: 5}, "acme": {Models: []string{"m"}}}
+	})
+	r.ingress.workers.heard(presence("w", queue.ProviderPresence{
+		Name: "acme", MaxQueued: 9, Limit: 4, Slots: 6, InFlight: 3, Held: 2, Waiting: 1, Rate: 0.5,
 		States: []inference.ModelState{{Model: "m", Breaker: inference.BreakerHalfOpen}, {Model: "n", Breaker: inference.BreakerClosed}},
 	}))
-	w := ask(admin(s, adminToken), http.MethodGet, providersPath, "Bearer "+adminToken, "")
+	_, err := r.conn.EnsureQueue(t.Context(), "acme", 9)
+	require.NoError(t, err)
+	_, err = r.conn.EnsureQueue(t.Context(), "idle", 5)
+	require.NoError(t, err)
+	w := ask(checked(t, r.ingress.AdminHandler(adminToken)), http.MethodGet, providersPath, "Bearer "+adminToken, "")
 	require.Equal(t, http.StatusOK, w.Code)
 	body, err := io.ReadAll(w.Body)
 	require.NoError(t, err)
+	lanes := func(bound int) string {
+		lane := func(name string, bound int) string {
+			return fmt.Sprintf(`{"lane":%q,"waiting":0,"running":0,"oldest":null,"oldest_seconds":0,"bound":%d,"bytes":0}`, name, bound)
+		}
+		return "[" + lane("interactive", bound) + "," + lane("background", 0) + "," + lane("batch", 0) + "]"
+	}
 	require.JSONEq(t, `{"providers":[
-		{"name":"acme","workers":1,"refused":false,"limit":4,"in_flight":3,"held":2,"waiting":1,"max_queued":9,"rate":0.5,"models":["m"],"breakers":{"m":"half_open","n":"closed"}},
-		{"name":"idle","workers":0,"refused":false,"limit":0,"in_flight":0,"held":0,"waiting":0,"max_queued":5,"rate":0,"models":[],"breakers":{}}]}`, string(body))
+		{"name":"acme","state":"active","since":null,"until":null,"workers":1,"slots":6,"refused":false,"limit":4,"in_flight":3,"held":2,"waiting":1,"max_queued":9,"rate":0.5,"models":["m"],"breakers":{"m":"half_open","n":"closed"},"queue":`+lanes(9)+`},
+		{"name":"idle","state":"active","since":null,"until":null,"workers":0,"slots":0,"refused":false,"limit":0,"in_flight":0,"held":0,"waiting":0,"max_queued":5,"rate":0,"models":[],"breakers":{},"queue":`+lanes(5)+`}]}`, string(body))
 }

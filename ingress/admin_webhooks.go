@@ -1,15 +1,16 @@
 package ingress
 
 import (
-	"bytes"
-	"encoding/json"
+	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
 	"github.com/gorilla/mux"
 
+	administration "sluice/internal/admin"
 	"sluice/internal/adminapi"
 	"sluice/internal/inference"
 	"sluice/internal/webhook"
@@ -54,7 +55,7 @@ func (s *Ingress) listWebhooks(w http.ResponseWriter, r *http.Request) {
 
 func (s *Ingress) createWebhook(w http.ResponseWriter, r *http.Request) {
 	var req adminapi.CreateWebhook
-	if err := readAdmin(w, r, &req); err != nil {
+	if err := administration.Read(w, r, &req); err != nil {
 		s.adminFail(w, r, err)
 		return
 	}
@@ -67,34 +68,71 @@ func (s *Ingress) createWebhook(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	secret := webhook.NewSecret()
-	made, err := s.opt.Webhooks.Store.CreateWebhook(r.Context(), store.Webhook{
-		ID: webhook.NewEndpointID(), Tenant: req.Tenant, URL: req.URL, Events: req.Events,
-	}, secret, s.opt.Webhooks.MaxEndpoints)
-	switch {
-	case errors.Is(err, store.ErrTooMany):
-		err = invalidField("tenant", "The tenant has %d webhooks, which is as many as webhooks.max_endpoints allows.", s.opt.Webhooks.MaxEndpoints)
-	case errors.Is(err, store.ErrInvalid):
-		err = invalidField("tenant", "tenant must be 1 to %d bytes long and hold no control character.", store.MaxTextBytes)
+	h := store.Webhook{ID: webhook.NewEndpointID(), Tenant: req.Tenant, URL: req.URL, Events: req.Events}
+	err := s.roomForWebhook(r.Context(), h)
+	if err == nil {
+		err = s.audited(r, change{"webhook.create", webhookTarget(h.ID), nil, auditedWebhook(h)}, func() (err error) {
+			h, err = s.opt.Webhooks.Store.CreateWebhook(r.Context(), h, secret, s.opt.Webhooks.MaxEndpoints)
+			return s.notCreated(err)
+		})
 	}
 	if err != nil {
-		s.adminFail(w, r, webhookError(err))
+		s.adminFail(w, r, err)
 		return
 	}
-	s.writeJSON(w, r, shownWebhook(made, secret.Reveal()))
+	s.writeJSON(w, r, shownWebhook(h, secret.Reveal()))
+}
+
+// roomForWebhook returns why the endpoint cannot be stored, as far as it can be seen before.
+func (s *Ingress) roomForWebhook(ctx context.Context, h store.Webhook) error {
+	if err := h.Validate(); err != nil {
+		return s.notCreated(err)
+	}
+	hooks, err := s.opt.Webhooks.Store.ListWebhooks(ctx, h.Tenant)
+	if err == nil && len(hooks) >= s.opt.Webhooks.MaxEndpoints {
+		err = store.ErrTooMany
+	}
+	return s.notCreated(err)
+}
+
+// notCreated is an error of creating a webhook as it is answered.
+func (s *Ingress) notCreated(err error) error {
+	switch {
+	case errors.Is(err, store.ErrTooMany):
+		return invalidField("tenant", "The tenant has as many webhooks as webhooks.max_endpoints allows, which is %d.", s.opt.Webhooks.MaxEndpoints)
+	case errors.Is(err, store.ErrInvalid):
+		return errNoTenant()
+	}
+	return err
+}
+
+func errNoTenant() error {
+	return invalidField("tenant", "tenant must be 1 to %d bytes long and hold no control character.", store.MaxTextBytes)
 }
 
 func (s *Ingress) deleteWebhook(w http.ResponseWriter, r *http.Request) {
-	if err := s.opt.Webhooks.Store.DeleteWebhook(r.Context(), mux.Vars(r)["id"]); err != nil {
-		s.adminFail(w, r, webhookError(err))
+	err := s.changeWebhook(r, "webhook.delete", func(store.Webhook) any { return nil }, func(id string) error {
+		return s.opt.Webhooks.Store.DeleteWebhook(r.Context(), id)
+	})
+	if err != nil {
+		s.adminFail(w, r, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
 func (s *Ingress) enableWebhook(w http.ResponseWriter, r *http.Request) {
-	h, err := s.opt.Webhooks.Store.EnableWebhook(r.Context(), mux.Vars(r)["id"])
+	var h store.Webhook
+	enabled := func(h store.Webhook) any {
+		h.DisabledAt, h.DisabledFor = time.Time{}, ""
+		return auditedWebhook(h)
+	}
+	err := s.changeWebhook(r, "webhook.enable", enabled, func(id string) (err error) {
+		h, err = s.opt.Webhooks.Store.EnableWebhook(r.Context(), id)
+		return err
+	})
 	if err != nil {
-		s.adminFail(w, r, webhookError(err))
+		s.adminFail(w, r, err)
 		return
 	}
 	s.hooks.nudge() // it may have been left alone for a while
@@ -103,7 +141,7 @@ func (s *Ingress) enableWebhook(w http.ResponseWriter, r *http.Request) {
 
 func (s *Ingress) rotateWebhook(w http.ResponseWriter, r *http.Request) {
 	var req adminapi.RotateWebhook
-	err := readAdmin(w, r, &req)
+	err := administration.Read(w, r, &req)
 	if err != nil {
 		s.adminFail(w, r, err)
 		return
@@ -113,10 +151,15 @@ func (s *Ingress) rotateWebhook(w http.ResponseWriter, r *http.Request) {
 		s.adminFail(w, r, err)
 		return
 	}
+	var h store.Webhook
 	secret := webhook.NewSecret()
-	h, err := s.opt.Webhooks.Store.RotateWebhook(r.Context(), mux.Vars(r)["id"], secret, overlap)
+	said := func(store.Webhook) any { return overlapAudit{overlap.String()} }
+	err = s.changeWebhook(r, "webhook.rotate", said, func(id string) (err error) {
+		h, err = s.opt.Webhooks.Store.RotateWebhook(r.Context(), id, secret, overlap)
+		return err
+	})
 	if err != nil {
-		s.adminFail(w, r, webhookError(err))
+		s.adminFail(w, r, err)
 		return
 	}
 	s.writeJSON(w, r, shownWebhook(h, secret.Reveal()))
@@ -145,14 +188,18 @@ func (s *Ingress) testWebhook(w http.ResponseWriter, r *http.Request) {
 
 func (s *Ingress) redeliver(w http.ResponseWriter, r *http.Request) {
 	var req adminapi.Redeliver
-	if err := readAdmin(w, r, &req); err != nil {
+	if err := administration.Read(w, r, &req); err != nil {
 		s.adminFail(w, r, err)
 		return
 	}
-	if err := s.opt.Webhooks.Store.Redeliver(r.Context(), req.Event, req.Webhook); err != nil {
-		if errors.Is(err, store.ErrNotFound) {
-			err = inference.Errorf(inference.CodeNotFound, "There is no such event of the webhook's tenant, or no such webhook in force.")
-		}
+	hooks := s.opt.Webhooks.Store
+	err := notRedelivered(hooks.Redeliverable(r.Context(), req.Event, req.Webhook))
+	if err == nil {
+		err = s.audited(r, change{"webhook.redeliver", "event:" + req.Event, nil, req}, func() error {
+			return notRedelivered(hooks.Redeliver(r.Context(), req.Event, req.Webhook))
+		})
+	}
+	if err != nil {
 		s.adminFail(w, r, err)
 		return
 	}
@@ -160,9 +207,17 @@ func (s *Ingress) redeliver(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
+// notRedelivered is an error of delivering an event again as it is answered.
+func notRedelivered(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return inference.Errorf(inference.CodeNotFound, "There is no such event of the webhook's tenant, or no such webhook in force.")
+	}
+	return err
+}
+
 func (s *Ingress) tenantSecret(w http.ResponseWriter, r *http.Request) {
 	var req adminapi.TenantSecret
-	err := readAdmin(w, r, &req)
+	err := administration.Read(w, r, &req)
 	if err != nil {
 		s.adminFail(w, r, err)
 		return
@@ -172,33 +227,34 @@ func (s *Ingress) tenantSecret(w http.ResponseWriter, r *http.Request) {
 		s.adminFail(w, r, err)
 		return
 	}
-	secret := webhook.NewSecret()
+	action, said := "webhook_secret.read", any(nil) // it may be made by that
 	if req.Rotate {
-		err = s.opt.Webhooks.Store.RotateTenantSecret(r.Context(), req.Tenant, secret, overlap)
-	} else {
+		action, said = "webhook_secret.rotate", overlapAudit{overlap.String()}
+	}
+	secret := webhook.NewSecret()
+	if store.CheckSecret(req.Tenant, secret) != nil { // the secret is good
+		s.adminFail(w, r, errNoTenant())
+		return
+	}
+	err = s.audited(r, change{action, "tenant:" + req.Tenant, nil, said}, func() (err error) {
+		if req.Rotate {
+			return s.opt.Webhooks.Store.RotateTenantSecret(r.Context(), req.Tenant, secret, overlap)
+		}
 		secret, err = s.opt.Webhooks.Store.TenantSecret(r.Context(), req.Tenant, secret)
-	}
-	if errors.Is(err, store.ErrInvalid) {
-		err = invalidField("tenant", "tenant must be 1 to %d bytes long and hold no control character.", store.MaxTextBytes)
-	}
+		return err
+	})
 	if err != nil {
-		s.adminFail(w, r, webhookError(err))
+		s.adminFail(w, r, err)
 		return
 	}
 	s.writeJSON(w, r, adminapi.TenantSecretShown{Tenant: req.Tenant, Secret: secret.Reveal()})
 }
 
 func (s *Ingress) listDeliveries(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
-	f := store.DeliveryFilter{
-		Tenant: q.Get("tenant"), WebhookID: q.Get("webhook"), EventID: q.Get("event"), State: store.DeliveryState(q.Get("state")),
-	}
-	if text := q.Get("limit"); text != "" {
-		var err error
-		if f.Limit, err = strconv.Atoi(text); err != nil || f.Limit < 1 || f.Limit > store.MaxPage {
-			s.adminFail(w, r, invalidField("limit", "limit must be from 1 to %d.", store.MaxPage))
-			return
-		}
+	f, err := deliveryQuery(r.URL.Query())
+	if err != nil {
+		s.adminFail(w, r, err)
+		return
 	}
 	reports, err := s.opt.Webhooks.Store.Deliveries(r.Context(), f)
 	if err != nil {
@@ -212,27 +268,22 @@ func (s *Ingress) listDeliveries(w http.ResponseWriter, r *http.Request) {
 	s.writeJSON(w, r, list)
 }
 
-// readAdmin reads a request's body into a struct. It may hold nothing that is not known:
-// whoever asks must not get something else than they mean. No body is an empty one.
-func readAdmin(w http.ResponseWriter, r *http.Request, into any) error {
-	body, err := readAdminBody(w, r)
-	switch {
-	case err != nil:
-		return err
-	case len(body) == 0:
-		return nil
-	case !json.Valid(body):
-		return inference.Errorf(inference.CodeInvalidJSON, "The request body is not valid JSON.")
+func deliveryQuery(q url.Values) (store.DeliveryFilter, error) {
+	f := store.DeliveryFilter{
+		Tenant: q.Get("tenant"), WebhookID: q.Get("webhook"), EventID: q.Get("event"), State: store.DeliveryState(q.Get("state")),
 	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil {
-		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return invalidField(wrong.Field, "%q must not be a JSON %s.", wrong.Field, wrong.Value)
+	switch f.State {
+	case "", store.DeliveryPending, store.DeliveryDelivered, store.DeliveryFailed:
+	default:
+		return f, invalidField("state", "state must be %s, %s or %s.", store.DeliveryPending, store.DeliveryDelivered, store.DeliveryFailed)
+	}
+	if text := q.Get("limit"); text != "" {
+		var err error
+		if f.Limit, err = strconv.Atoi(text); err != nil || f.Limit < 1 || f.Limit > store.MaxPage {
+			return f, invalidField("limit", "limit must be from 1 to %d.", store.MaxPage)
 		}
-		return invalidField("", "The request body holds a field that is not known.")
 	}
-	return nil
+	return f, nil
 }
 
 func parseOverlap(text string) (time.Duration, error) {

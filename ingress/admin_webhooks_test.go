@@ -21,7 +21,7 @@ func hookAdmin(t *testing.T) (*hookRig, http.Handler) {
 	r := newHookRig(t, answers(http.StatusOK))
 	s := ingressOf(nil, routing.Policy{})
 	s.hooks, s.opt.Webhooks = r.hooks, r.hooks.opt
-	return r, admin(s, adminToken)
+	return r, admin(t, s, adminToken)
 }
 
 // tell asks the admin API and reads its answer into a value, if there is one.
@@ -99,7 +99,7 @@ func TestWhatAnOperatorCannotDoWithWebhooks(t *testing.T) {
 		{"POST", "", `{"tenant":"acme","url":"https://example.com/","events":["job.done"]}`, 400, "events"},
 		{"POST", "", `{"tenant":"","url":"https://example.com/"}`, 400, "tenant"},
 		{"POST", "", `{"tenant":"acme","url":7}`, 400, "url"},
-		{"POST", "", `{"tenant":"acme","url":"https://example.com/","secret":"x"}`, 400, ""},
+		{"POST", "", `{"tenant":"acme","url":"https://example.com/","secret":"x"}`, 400, "secret"},
 		{"POST", "", `{`, 400, ""},
 		{"PUT", "", ``, 405, ""},
 		{"POST", "/whk_x/test", ``, 404, ""},
@@ -112,6 +112,9 @@ func TestWhatAnOperatorCannotDoWithWebhooks(t *testing.T) {
 		{"POST", "/secret", `{}`, 400, "tenant"},
 		{"GET", "/deliveries?limit=0", ``, 400, "limit"},
 		{"GET", "/deliveries?limit=1001", ``, 400, "limit"},
+		{"GET", "/deliveries?state=lost", ``, 400, "state"},
+		{"GET", "/deliveries?evnt=evt_1", ``, 400, "evnt"},
+		{"GET", "?tennant=acme", ``, 400, "tennant"},
 	} {
 		w := tell(t, h, c.method, adminapi.WebhooksPath+c.path, c.body, nil)
 		require.Equal(t, c.status, w.Code, "%v: %s", c, w.Body)

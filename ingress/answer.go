@@ -18,23 +18,34 @@ func (s *Ingress) plainAnswer(w http.ResponseWriter, r *http.Request, f *flight,
 	published := time.Now()
 	deadline := time.NewTimer(time.Until(f.job.Deadline))
 	defer deadline.Stop()
-	select {
-	case <-f.done:
-	case <-r.Context().Done():
-		s.flights.leave(f, inference.OutcomeCancelled, errClientGone())
-	case <-deadline.C:
-		s.flights.leave(f, inference.OutcomeExpired, errDeadline(f.job))
+	for waits := true; waits; {
+		waits = false
+		select {
+		case <-f.done:
+		case <-f.forsaken:
+			if s.insteadOf(w, r, f) {
+				return
+			}
+			waits = true
+		case <-r.Context().Done():
+			s.flights.leave(f, inference.OutcomeCancelled, errClientGone())
+		case <-deadline.C:
+			s.flights.leave(f, inference.OutcomeExpired, errDeadline(f.job))
+		}
 	}
 	<-f.done
 	ended := time.Now()
 	end := f.end
-	s.tellRoute(w.Header(), f, end)
+	s.tellRoute(w.Header(), "", f, end)
 	body, release, err := s.answerBody(r, f, end)
 	if err != nil {
-		s.fail(w, r, err, s.errorDetails(f))
+		if !s.standIn(w, r, f.cache, err) {
+			s.fail(w, r, err, s.errorDetails(f))
+		}
 		return
 	}
 	defer release()
+	s.keepAnswer(f, end, body)
 	limitWrite(w)
 	h := w.Header()
 	h["Content-Type"] = jsonType
@@ -104,15 +115,16 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// tellRoute says in headers who served the request and how it got there.
-func (s *Ingress) tellRoute(h http.Header, f *flight, end *queue.End) {
+// tellRoute says in headers, or with their prefix in trailers, who served the request and
+// how it got there.
+func (s *Ingress) tellRoute(h http.Header, prefix string, f *flight, end *queue.End) {
 	if end.Provider != "" {
-		h["X-Sluice-Provider"] = []string{end.Provider}
+		h[prefix+"X-Sluice-Provider"] = []string{end.Provider}
 	}
-	h["X-Sluice-Attempts"] = []string{strconv.Itoa(end.Attempts)}
-	tellDropped(h, droppedHeader, end.Dropped)
-	tellTries(h, triesHeader, end.Tries)
-	h["X-Sluice-Queue-Ms"] = []string{strconv.FormatInt(f.queued(end.Elapsed).Milliseconds(), 10)}
+	h[prefix+"X-Sluice-Attempts"] = []string{strconv.Itoa(end.Attempts)}
+	tellDropped(h, prefix+droppedHeader, end.Dropped)
+	tellTries(h, prefix+triesHeader, end.Tries)
+	h[prefix+"X-Sluice-Queue-Ms"] = []string{strconv.FormatInt(f.queued(end.Elapsed).Milliseconds(), 10)}
 }
 
 // droppedHeader names the fields of the request that the provider could not honour and

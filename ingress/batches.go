@@ -15,6 +15,7 @@ import (
 	batchengine "sluice/internal/batch"
 	"sluice/internal/inference"
 	"sluice/internal/openaiapi"
+	"sluice/internal/token"
 	"sluice/store"
 )
 
@@ -32,6 +33,7 @@ type BatchOptions struct {
 // Bounds of the API about batches. OpenAI's list has 20 on a page, and at most 100.
 const (
 	batchBody    = 64 << 10
+	batchRead    = 10 * time.Second // for its body
 	batchesUsual = 20
 	batchesMost  = 100
 )
@@ -50,14 +52,18 @@ func newBatches(s *Ingress) *batches {
 		return nil
 	}
 	publish := func(ctx context.Context, lines []store.Job) error {
-		if s.stored.publish(ctx, lines) == 0 {
-			return errors.New("no queue takes them at the moment")
+		done, limited := s.stored.publish(ctx, lines)
+		switch {
+		case done > 0:
+			return nil
+		case !limited.IsZero():
+			return &batchengine.Held{Until: limited}
 		}
-		return nil
+		return errors.New("no queue takes them at the moment")
 	}
 	b := &batches{opt: o, engine: batchengine.New(batchengine.Options{
 		Owner: s.opt.ID, Store: o.Store, Files: s.opt.Files.Rows, Contents: s.conn, Routes: s.batchRouter,
-		Ready: s.conn.Connected, Publish: publish, Recall: s.stored.cancel, Ended: s.hooks.nudge,
+		Ready: s.conn.Connected, Publish: publish, Recall: s.stored.recall, Ended: s.hooks.nudge,
 		MaxLines: o.MaxLines, MaxLineBytes: o.MaxLineBytes, SingleModel: o.SingleModel, Window: o.Window,
 		Retention: o.Retention, OutputExpires: s.opt.Files.ExpireAfter, Logger: s.log,
 	})}
@@ -112,7 +118,7 @@ func (s *Ingress) acceptBatch(ctx context.Context, b store.Batch) (store.Batch, 
 
 // newBatch makes a batch of a request for one.
 func (s *Ingress) newBatch(w http.ResponseWriter, r *http.Request) (store.Batch, error) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		return store.Batch{}, err
 	}
@@ -139,10 +145,18 @@ func (s *Ingress) newBatch(w http.ResponseWriter, r *http.Request) (store.Batch,
 		kind = inference.KindEmbeddings
 	}
 	return store.Batch{
-		ID: "batch_" + s.jobID(r.Context(), now)[2:], Tenant: key.Tenant, KeyID: key.ID, KeyName: key.Name,
+		ID: "batch_" + s.jobID(r.Context(), now)[2:], Tenant: key.Tenant, KeyID: key.ID, KeyName: key.Name, Caller: batchCallerOf(key),
 		Endpoint: req.Endpoint, Kind: kind, InputFile: file.ID, CompletionWindow: req.Window, Metadata: req.Metadata,
 		OutputExpires: req.OutputExpires, CreatedAt: now, ExpiresAt: now.Add(req.Window),
 	}, nil
+}
+
+// batchCallerOf returns what a batch keeps of a caller whose token is not kept.
+func batchCallerOf(key store.Key) *store.BatchCaller {
+	if !token.IsCaller(key.ID) {
+		return nil
+	}
+	return &store.BatchCaller{Models: key.Models, Limits: key.Limits}
 }
 
 // readSmall reads the body of a request that holds a few fields.
@@ -151,7 +165,7 @@ func readSmall(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, inference.Errorf(inference.CodeInvalidRequest, "A request body with a Content-Encoding is not taken. Send it as plain JSON.")
 	}
 	ctrl := http.NewResponseController(w)
-	_ = ctrl.SetReadDeadline(time.Now().Add(adminTimeout)) // not every writer has deadlines; the server's does
+	_ = ctrl.SetReadDeadline(time.Now().Add(batchRead)) // not every writer has deadlines; the server's does
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, batchBody))
 	_ = ctrl.SetReadDeadline(time.Time{})
 	switch {
@@ -175,7 +189,7 @@ func (s *Ingress) retrieveBatch(w http.ResponseWriter, r *http.Request) {
 
 // batchOf returns the batch that the request names, if it is its caller's own.
 func (s *Ingress) batchOf(r *http.Request) (store.Batch, error) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		return store.Batch{}, err
 	}
@@ -186,7 +200,7 @@ func (s *Ingress) batchOf(r *http.Request) (store.Batch, error) {
 // cancelBatch serves POST /v1/batches/{id}/cancel. It may be repeated. The database decides
 // whether the batch is beyond cancelling.
 func (s *Ingress) cancelBatch(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
@@ -207,7 +221,7 @@ func (s *Ingress) cancelBatch(w http.ResponseWriter, r *http.Request) {
 
 // listBatches serves GET /v1/batches.
 func (s *Ingress) listBatches(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return

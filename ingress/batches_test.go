@@ -23,13 +23,13 @@ type batchRig struct {
 	db store.Store
 }
 
-func setupBatches(t *testing.T) *batchRig {
+func setupBatches(t *testing.T, change ...func(*Options)) *batchRig {
 	t.Helper()
 	db := openJobs(t)
-	r := setup(t, withJobs(db), func(o *Options) {
+	r := setup(t, append([]func(*Options){withJobs(db), func(o *Options) {
 		o.Files = FileOptions{Rows: db, MaxBytes: 2 << 20, MaxBatchBytes: 1 << 20, MaxTransfers: 4}
 		o.Batches = BatchOptions{Store: db, MaxLines: 100, MaxLineBytes: 64 << 10, Window: 50, Retention: time.Hour}
-	})
+	}}, change...)...)
 	return &batchRig{&fileRig{r, db}, db}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/internal/openaiapi"
 )
 
@@ -44,21 +45,51 @@ func (s *Ingress) infer(w http.ResponseWriter, r *http.Request, op operation) {
 		return
 	}
 	if adm.later {
+		s.tellLimits(w.Header(), &adm)
 		s.answerLater(w, r, adm)
+		return
+	}
+	defer s.cacheDone(adm.cache)
+	if s.fromCache(w, r, &adm) {
+		return
+	}
+	if adm.refused != nil {
+		adm.memory.release()
+		s.fail(w, r, adm.refused, nil)
 		return
 	}
 	h, job := w.Header(), adm.job
 	h.Set("X-Sluice-Provider", job.Candidate().Provider)
+	if err := s.flights.ready(); err != nil {
+		adm.memory.release()
+		if !s.standIn(w, r, adm.cache, err) {
+			s.failUnopened(w, r, adm.out(), &adm, err)
+		}
+		return
+	}
+	out, answered, err := s.letIn(w, r, &adm)
+	if answered || err != nil {
+		adm.memory.release()
+	}
+	if answered {
+		return
+	}
+	if err != nil {
+		if !notByLimits(err) || !s.standIn(w, r, adm.cache, err) {
+			s.failUnopened(w, r, out, &adm, err)
+		}
+		return
+	}
 	f, err := s.flights.open(r.Context(), adm)
 	if err != nil {
-		h.Set("X-Sluice-Attempts", "0")
-		h.Set("X-Sluice-Queue-Ms", "0")
-		s.fail(w, r, err, map[string]any{"provider": job.Candidate().Provider})
+		if !s.standIn(w, r, adm.cache, err) {
+			s.failUnopened(w, r, out, &adm, err)
+		}
 		return
 	}
 	h.Set("X-Sluice-Job-Id", job.ID)
 	if job.Stream {
-		s.streamAnswer(w, r, f)
+		s.streamAnswer(w, r, f, out)
 		return
 	}
 	s.plainAnswer(w, r, f, arrived)
@@ -72,18 +103,29 @@ func (s *Ingress) answersLater(r *http.Request) bool {
 
 // admission is a request that may go to the queue.
 type admission struct {
+	settings *Settings // that the request began with
+
 	job    *inference.Job
 	window time.Duration // how long the job goes on without its client
 	memory *share        // of the job's body
+	cache  *cacheCall    // nil: the cache is off for it
 
-	later    bool              // the job is answered later
+	refused error // it may have an answer from the cache, and nothing else
+
+	later     bool           // the job is answered later
+	ownLimits *limits.Limits // of the key; nil: it has none of its own
+	size      size
+	hold      *hold         // of its limits
+	waited    time.Duration // for them
+
 	keyName  string            // of whose it is
 	metadata map[string]string // of the request
 }
 
 // admit checks who asks for what, and makes a job of it.
 func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, now time.Time) (adm admission, err error) {
-	key, err := s.keys.authenticate(r)
+	settings := s.settingsOf(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		return admission{}, err
 	}
@@ -96,8 +138,8 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 		return admission{}, err
 	}
 	later := s.answersLater(r)
-	if err := s.flights.ready(); err != nil && !later {
-		return admission{}, err
+	if err := s.flights.ready(); err != nil && !later && !settings.Cache.Keeps() {
+		return admission{}, err // what is in the cache needs no queue
 	}
 	memory := &share{of: &s.flights.bodies}
 	defer func() {
@@ -117,9 +159,10 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 		body = openaiapi.Unstreamed(body)
 		req.Stream, req.IncludeUsage = false, false
 	}
-	candidates, err := s.route(key, s.question(r, key, op.kind, &req))
-	if err != nil {
-		return admission{}, err
+	question := s.question(settings, r, key, op.kind, &req)
+	candidates, refused := s.route(settings, key, question)
+	if refused != nil && (later || len(candidates) == 0) {
+		return admission{}, refused
 	}
 	job := &inference.Job{
 		ID: s.jobID(r.Context(), now), RequestID: w.Header().Get(requestIDHeader), Kind: op.kind,
@@ -127,7 +170,15 @@ func (s *Ingress) admit(w http.ResponseWriter, r *http.Request, op operation, no
 		Stream: req.Stream, IncludeUsage: req.IncludeUsage, CreatedAt: now, Deadline: now.Add(timeout),
 		Candidates: candidates, TraceParent: traceParent(r), Body: body,
 	}
-	return admission{job: job, window: window, memory: memory, later: later, keyName: key.Name, metadata: req.Metadata}, nil
+	adm = admission{settings: settings, job: job, window: window, memory: memory, ownLimits: key.Limits, size: sizeOf(&req), later: later, keyName: key.Name, metadata: req.Metadata}
+	if !later {
+		adm.cache = s.cacheCall(settings, r, question, job, req.MaxOutput > 0)
+	}
+	if adm.cache == nil {
+		return adm, refused
+	}
+	adm.refused = refused
+	return adm, nil
 }
 
 // durationHeader reads a duration such as "30s", or a number of seconds. A longer one

@@ -95,11 +95,13 @@ func (f *flight) move(run queue.Run, to queue.Place, now time.Time) {
 func (f *flight) passed(p *queue.Passed, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ended || !f.closing.IsZero() {
-		return false
-	}
+	f.firstRun.hears(p.Run)
 	if p.Attempts > f.attempts {
 		f.attempts, f.tries = p.Attempts, p.Tries
+	}
+	if f.ended || !f.closing.IsZero() {
+		f.held = f.held && p.Run != f.run // its calls are known now, for the row
+		return false
 	}
 	if f.begun || p.Run.Before(f.run) {
 		return true // another run was let begin; the message's claim will be judged

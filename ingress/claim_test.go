@@ -411,6 +411,7 @@ func TestNothingThatIsSaidConfusesAFlight(t *testing.T) {
 			}
 		}
 		fs.end(f, errDeadline(f.job))
+		fs.closeUnheard(f) // the row of one that was left before
 		require.True(t, f.ended)
 		require.True(t, isDone(f))
 		fs.remove([]string{id})
@@ -422,7 +423,7 @@ func TestNothingThatIsSaidConfusesAFlight(t *testing.T) {
 // A worker's word that comes after its client went: nobody needs the message any more.
 func TestAJobPassedOnTooLateIsTakenOutOfItsNewQueue(t *testing.T) {
 	t.Parallel()
-	r := setup(t, func(o *Options) { o.Providers["next"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 4} })
+	r := setup(t, func(o *Options) { o.Settings.Providers["next"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 4} })
 	r.work()
 	c := r.chat(plainRequest)
 	k := r.take()
@@ -461,9 +462,9 @@ func (c cancels) Cancelled(ids []string) { sendAll(c, ids) }
 func TestAJobWhoseQueueIsFullGoesToTheNext(t *testing.T) {
 	t.Parallel()
 	r := setup(t, func(o *Options) {
-		o.Providers["acme"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 1}
-		o.Providers["next"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 4}
-		o.Policy.Order = []string{"acme", "next"}
+		o.Settings.Providers["acme"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 1}
+		o.Settings.Providers["next"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 4}
+		o.Settings.Policy.Order = []string{"acme", "next"}
 	})
 	r.work()
 	require.NoError(t, r.conn.Announce(queue.Presence{Worker: "worker02", Providers: []queue.ProviderPresence{{Name: "next", MaxQueued: 4, Slots: 4}}}))
@@ -485,7 +486,7 @@ func TestAJobWhoseQueueIsFullGoesToTheNext(t *testing.T) {
 		job.ID = queue.NewJobID(r.ingress.opt.ID, time.Now())
 		job.CreatedAt, job.Deadline = time.Now(), time.Now().Add(soon)
 		job.Candidates = inQueue(0, "acme", "next").Candidates
-		f, err := fs.open(ctx, admission{job: job, memory: &share{of: &fs.bodies}})
+		f, err := fs.open(ctx, admission{settings: new(Settings), job: job, memory: &share{of: &fs.bodies}})
 		require.NoError(t, err)
 		return f
 	}

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,18 +22,16 @@ type ProviderInfo struct {
 // directory knows the providers: those of the configuration, and those that workers
 // announce.
 type directory struct {
-	configured map[string]ProviderInfo
-	policy     routing.Policy
-	added      func()                    // a provider is new: its queue has to be made
-	turns      map[string]*atomic.Uint64 // requests of each rule so far
-
-	picture atomic.Pointer[picture]
-	began   time.Time
-	due     atomic.Int64 // when the picture is to be drawn anew, in nanoseconds since began; zero: nothing has changed
+	added  func() // a provider is new: its queue has to be made
+	layout atomic.Pointer[layout]
+	began  time.Time
+	due    atomic.Int64 // when its picture is to be drawn anew, in nanoseconds since began; zero: nothing has changed
 
 	mu      sync.Mutex
 	workers map[string]announced
+	parted  parted
 	ready   map[string]bool // its queue exists
+	orders  queue.Controls  // what operators want
 }
 
 // announced is a worker as it last described itself.
@@ -40,12 +39,14 @@ type announced struct {
 	queue.Presence
 	at    time.Time
 	since time.Time // of its first word
+	named []string  // the providers that it has ever spoken of; it may take jobs of any of them
 }
 
 // picture is what workers and configuration say, at one moment. It is not changed.
 type picture struct {
 	table     *routing.Table
 	providers map[string]providerState
+	drawn     time.Time
 }
 
 // Bounds of what is believed of workers.
@@ -60,13 +61,9 @@ const redrawEvery = 50 * time.Millisecond
 
 func newDirectory(configured map[string]ProviderInfo, policy routing.Policy, added func()) *directory {
 	d := &directory{
-		configured: configured, policy: policy, added: added, turns: make(map[string]*atomic.Uint64), began: time.Now(),
-		workers: make(map[string]announced), ready: make(map[string]bool),
+		added: added, began: time.Now(), workers: make(map[string]announced), ready: make(map[string]bool),
 	}
-	for _, r := range policy.Rules {
-		d.turns[r.Name] = new(atomic.Uint64)
-	}
-	d.draw()
+	d.configure(configured, policy)
 	return d
 }
 
@@ -75,21 +72,22 @@ func (d *directory) heard(p queue.Presence) {
 	believe(&p)
 	now := time.Now()
 	d.mu.Lock()
-	before := d.picture.Load()
+	before := d.latest()
 	was, known := d.workers[p.Worker]
 	switch {
 	case p.Leaving && known:
 		delete(d.workers, p.Worker)
+		d.parted.left(named(was.named, p.Providers), now)
 		d.draw()
 	case p.Leaving:
 	case known:
-		d.workers[p.Worker] = announced{p, now, was.since}
+		d.workers[p.Worker] = announced{p, now, was.since, named(was.named, p.Providers)}
 		d.compare(was.Presence, p)
 	case len(d.workers) < maxWorkers:
-		d.workers[p.Worker] = announced{p, now, now}
+		d.workers[p.Worker] = announced{p, now, now, named(nil, p.Providers)}
 		d.draw()
 	}
-	after := d.picture.Load()
+	after := d.latest()
 	d.mu.Unlock()
 	same := func(a, b routing.Provider) bool { return a.Name == b.Name }
 	if !slices.EqualFunc(after.table.Providers, before.table.Providers, same) {
@@ -117,7 +115,7 @@ func (d *directory) compare(was, is queue.Presence) {
 // turns what all workers of the provider say together. The caller holds mu.
 func (d *directory) breakerTurned(was, is queue.Presence) bool {
 	turned := func(provider, model string) bool {
-		shown := breakerIn(d.picture.Load().providers[provider].States, model)
+		shown := breakerIn(d.latest().providers[provider].States, model)
 		return d.breakerOf(provider, model) != shown
 	}
 	for i, p := range is.Providers {
@@ -158,54 +156,17 @@ func (d *directory) expire(now time.Time) {
 	for id, w := range d.workers {
 		if now.Sub(w.at) > workerGone {
 			delete(d.workers, id)
+			d.parted.lost(now)
 		}
 	}
-	if n != len(d.workers) || d.isDue() {
+	if n != len(d.workers) || d.isDue() || d.outdated(now) {
 		d.draw()
 	}
-}
-
-// now returns the routing table. Whoever asks first after the picture has become due
-// draws it; nobody waits for that.
-func (d *directory) now() *routing.Table {
-	if d.isDue() && d.mu.TryLock() {
-		d.draw()
-		d.mu.Unlock()
-	}
-	return d.picture.Load().table
 }
 
 func (d *directory) isDue() bool {
 	at := d.due.Load()
 	return at != 0 && int64(time.Since(d.began)) >= at
-}
-
-// draw makes the picture anew. The caller holds mu.
-func (d *directory) draw() {
-	g := make(gathering, len(d.configured))
-	for name, info := range d.configured {
-		g.of(name).configured(info)
-	}
-	for id := range d.workers {
-		w := d.workers[id]
-		for i := range w.Providers {
-			g.of(w.Providers[i].Name).add(&w.Providers[i], w.since)
-		}
-	}
-	next := &picture{providers: g.states()}
-	names := make([]routing.Provider, 0, len(next.providers))
-	for _, p := range next.providers {
-		names = append(names, p.Provider)
-	}
-	slices.SortFunc(names, func(a, b routing.Provider) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
-	next.table = routing.NewTable(d.policy, names)
-	d.picture.Store(next)
-	d.due.Store(0)
 }
 
 // states returns every provider as it is now. The caller does not change them.
@@ -215,23 +176,22 @@ func (d *directory) states() map[string]providerState {
 	if d.due.Load() != 0 {
 		d.draw()
 	}
-	return d.picture.Load().providers
+	return d.latest().providers
 }
 
-// turn counts a request of the rule, and returns how many there were before.
-func (d *directory) turn(rule string) uint64 {
-	if n := d.turns[rule]; n != nil {
-		return n.Add(1) - 1
+// statesWith returns what states does, and beside it the providers that hold jobs but are
+// not known any more: they were taken out of the configuration, and their workers are gone.
+func (d *directory) statesWith(holding map[string]bool) map[string]providerState {
+	all := maps.Clone(d.states())
+	for name := range holding {
+		if _, known := all[name]; !known {
+			all[name] = providerState{Provider: routing.Provider{Name: name}}
+		}
 	}
-	return 0
-}
-
-// nextTurn returns what the rule's next request would get, and leaves it to that one.
-func (d *directory) nextTurn(rule string) uint64 {
-	if n := d.turns[rule]; n != nil {
-		return n.Load()
-	}
-	return 0
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.obeyed(all, time.Now())
+	return all
 }
 
 // queues returns every provider with the bound of its queue. What a provider's
@@ -239,7 +199,7 @@ func (d *directory) nextTurn(rule string) uint64 {
 // that differ, the largest counts.
 func (d *directory) queues() map[string]int {
 	q := make(map[string]int)
-	for name, s := range d.picture.Load().providers {
+	for name, s := range d.latest().providers {
 		q[name] = s.Queued
 	}
 	return q
@@ -267,7 +227,10 @@ const (
 // retryAfter estimates when the provider's full queue will have room for good: when
 // half of it is worked off at the rate of late.
 func (d *directory) retryAfter(provider string) time.Duration {
-	s := d.picture.Load().providers[provider]
+	s := d.latest().providers[provider]
+	if s.state() != queue.ProviderActive {
+		return s.activeIn(time.Now())
+	}
 	if s.Rate <= 0 {
 		return retryLeast
 	}
@@ -275,7 +238,38 @@ func (d *directory) retryAfter(provider string) time.Duration {
 	return max(time.Duration(seconds*float64(time.Second)), retryLeast)
 }
 
-// alive reports whether a worker serves the candidate's provider.
+// alive reports whether a worker serves the candidate's provider, and takes jobs that could
+// not be served elsewhere.
 func (d *directory) alive(c inference.Candidate) bool {
-	return d.picture.Load().providers[c.Provider].Live()
+	p := d.latest().providers[c.Provider]
+	return p.Live() && !p.Paused && !p.Drained
+}
+
+// able reports whether the candidate can be called as far as is known: it is alive, and not
+// every one of its workers has the breaker of the model open. A half open one lets calls
+// through that find out.
+func (d *directory) able(c inference.Candidate) bool { return d.alive(c) && !d.shut(c) }
+
+// shut reports whether every worker of the candidate has the breaker of the model open.
+func (d *directory) shut(c inference.Candidate) bool { return d.breaker(c) == inference.BreakerOpen }
+
+// ailing reports whether none of them has it closed.
+func (d *directory) ailing(c inference.Candidate) bool {
+	return d.breaker(c) != inference.BreakerClosed
+}
+
+func (d *directory) breaker(c inference.Candidate) string {
+	return breakerIn(d.latest().providers[c.Provider].States, c.Model)
+}
+
+// holds reports whether an operator has the provider's queue hold what is in it.
+func (d *directory) holds(c inference.Candidate) bool {
+	return d.latest().providers[c.Provider].Paused
+}
+
+// keeps reports whether a job may stay in the provider's queue: a worker serves it, or an
+// operator has the queue hold what is in it.
+func (d *directory) keeps(c inference.Candidate) bool {
+	p := d.latest().providers[c.Provider]
+	return p.Live() || p.Paused
 }

@@ -23,7 +23,7 @@ func directoryOf(configured map[string]ProviderInfo, policy routing.Policy) *dir
 	return newDirectory(configured, policy, func() {})
 }
 
-func (d *directory) shown(provider string) providerState { return d.picture.Load().providers[provider] }
+func (d *directory) shown(provider string) providerState { return d.latest().providers[provider] }
 
 func TestDirectoryKnowsConfiguredAndAnnouncedProviders(t *testing.T) {
 	t.Parallel()
@@ -220,11 +220,11 @@ func TestMereNumbersAreSeenAWhileLater(t *testing.T) {
 		d.heard(presence("w", queue.ProviderPresence{Name: "p", InFlight: n, States: []inference.ModelState{{Model: "m", Breaker: "closed", FirstToken: float64(n)}}}))
 	}
 	say(1)
-	first := d.picture.Load()
+	first := d.latest()
 	say(1)
 	require.Zero(t, d.due.Load(), "nothing is new")
 	say(2)
-	require.Same(t, first, d.picture.Load())
+	require.Same(t, first, d.latest())
 	require.NotZero(t, d.due.Load())
 	require.Eventually(t, func() bool { d.now(); return d.shown("p").InFlight == 2 }, soon, time.Millisecond, "by whoever asks")
 	say(3)
@@ -238,12 +238,12 @@ func TestMereNumbersAreSeenAWhileLater(t *testing.T) {
 func TestTurnsAreCountedByRule(t *testing.T) {
 	t.Parallel()
 	d := directoryOf(nil, routing.Policy{Rules: []routing.Rule{{Name: "a"}, {Name: "b"}}})
-	require.EqualValues(t, 0, d.turn("a"))
-	require.EqualValues(t, 1, d.turn("a"))
-	require.EqualValues(t, 0, d.turn("b"))
-	require.EqualValues(t, 2, d.nextTurn("a"))
-	require.EqualValues(t, 2, d.turn("a"), "it was not taken")
-	require.Zero(t, d.turn("unknown")+d.nextTurn("unknown"))
+	require.EqualValues(t, 0, d.layout.Load().turn("a"))
+	require.EqualValues(t, 1, d.layout.Load().turn("a"))
+	require.EqualValues(t, 0, d.layout.Load().turn("b"))
+	require.EqualValues(t, 2, d.layout.Load().nextTurn("a"))
+	require.EqualValues(t, 2, d.layout.Load().turn("a"), "it was not taken")
+	require.Zero(t, d.layout.Load().turn("unknown")+d.layout.Load().nextTurn("unknown"))
 }
 
 func TestRetryAfterEstimate(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 type JobOutbox interface {
 	LeaseJobs(ctx context.Context, now time.Time, lease time.Duration, limit int) ([]store.Job, error)
 	MarkDispatched(ctx context.Context, sent []store.Dispatch, at time.Time) (useless []string, err error)
-	Requeue(ctx context.Context, jobs []store.Requeue) error
+	Requeue(ctx context.Context, jobs []store.Requeue) (changed []string, err error)
 }
 
 // Rhythm and bounds of the dispatch.
@@ -46,6 +46,7 @@ func (d *stored) dispatch(ctx context.Context) {
 			return
 		case <-tick.C:
 		case <-d.wake:
+		case <-d.limits.due(time.Now()):
 		}
 	}
 }
@@ -58,7 +59,7 @@ func (d *stored) dispatchWaiting(ctx context.Context) error {
 		if err != nil || len(jobs) == 0 {
 			return err
 		}
-		if d.publish(ctx, jobs) == 0 {
+		if done, _ := d.publish(ctx, jobs); done == 0 {
 			idle++
 		}
 	}
@@ -66,18 +67,32 @@ func (d *stored) dispatchWaiting(ctx context.Context) error {
 }
 
 // publish gives jobs that the caller has leased a message each, and returns how many got
-// one. A job that its queue certainly did not take is put back for a while; one of which
-// nobody knows comes up again, under a higher epoch, when its lease has run out.
-func (d *stored) publish(ctx context.Context, jobs []store.Job) (sent int) {
+// one, or their end. A job that its queue certainly did not take is put back for a while;
+// one of which nobody knows comes up again, under a higher epoch, when its lease has run
+// out. limited is when the first of those comes up again that a limit did not let in.
+func (d *stored) publish(ctx context.Context, jobs []store.Job) (done int, limited time.Time) {
 	var ready []*inference.Job
 	var back []store.Requeue
+	var ends []store.JobEnd
+	down := false
 	for i := range jobs {
 		job := d.message(&jobs[i])
 		if until := d.closedUntil(ctx, job.Candidate().Provider); !until.IsZero() {
 			back = append(back, putBack(job, until))
 			continue
 		}
-		ready = append(ready, job)
+		until, never := d.limits.admit(ctx, job, jobs[i].Limits, &down)
+		switch {
+		case never != nil:
+			ends = append(ends, d.refusedEnd(job, never, time.Now()))
+		case !until.IsZero():
+			back = append(back, putBack(job, until))
+			if limited.IsZero() || until.Before(limited) {
+				limited = until
+			}
+		default:
+			ready = append(ready, job)
+		}
 	}
 	var out []store.Dispatch
 	var refused, unsure []*inference.Job
@@ -87,12 +102,14 @@ func (d *stored) publish(ctx context.Context, jobs []store.Job) (sent int) {
 		provider := job.Candidate().Provider
 		switch {
 		case p.Err == nil:
+			d.limits.sent(job, p.Place.Seq)
 			out = append(out, store.Dispatch{ID: job.ID, Epoch: job.Epoch, Provider: provider, Seq: p.Place.Seq})
 			d.bodies.note(job)
 		case errors.Is(p.Err, queue.ErrFull), errors.Is(p.Err, queue.ErrNoQueue):
 			refused = append(refused, job)
 		default:
 			unsure, why = append(unsure, job), p.Err
+			d.limits.doubt(job.ID)
 		}
 	}
 	if why != nil && ctx.Err() == nil {
@@ -103,8 +120,11 @@ func (d *stored) publish(ctx context.Context, jobs []store.Job) (sent int) {
 	}
 	d.noteSent(ctx, out)
 	d.closed(unsure)
+	for _, job := range refused {
+		d.limits.unsent(job)
+	}
 	d.noteBack(ctx, append(back, d.closed(refused)...))
-	return len(out)
+	return len(out) + d.refuse(ctx, ends), limited
 }
 
 // closed closes the providers whose queues did not take these jobs for a while, and returns
@@ -126,7 +146,7 @@ func (d *stored) closed(jobs []*inference.Job) (back []store.Requeue) {
 func (d *stored) message(j *store.Job) *inference.Job {
 	return &inference.Job{
 		ID: j.ID, RequestID: j.RequestID, Epoch: j.Epoch, Kind: j.Kind, Lane: j.Lane, Tenant: j.Tenant, KeyID: j.KeyID,
-		Model: j.Model, CreatedAt: j.CreatedAt, Deadline: j.Deadline, RunFor: d.runFor, Candidates: j.Candidates,
+		Model: j.Model, CreatedAt: j.CreatedAt, Deadline: j.Deadline, RunFor: d.runFor, Candidates: d.detour(j.Candidates),
 		Attempts: j.Attempts, Tries: j.Tries, TraceParent: j.TraceParent, Body: j.Body,
 	}
 }
@@ -166,6 +186,9 @@ func (d *stored) noteSent(ctx context.Context, sent []store.Dispatch) {
 		}
 		if ctx.Err() != nil || time.Now().Add(wait).After(limit) {
 			d.log.Warn("jobs were published and the database does not know; they will be published again", "jobs", len(sent), "error", err)
+			for _, s := range sent {
+				d.limits.doubt(s.ID)
+			}
 			return
 		}
 		pause(ctx, wait)
@@ -188,6 +211,15 @@ func (d *stored) removeUseless(ctx context.Context, sent []store.Dispatch, usele
 	}
 	// Only these messages are of no use: a later one may stand for the job, and run.
 	d.takeBack(ctx, jobs, d.conn.RemoveStored)
+}
+
+// recall is for jobs that were ended without a worker's word. Once their messages are out of
+// the queue it can be told which of them a worker was given.
+func (d *stored) recall(ctx context.Context, jobs []store.Job) {
+	d.cancel(ctx, jobs)
+	if err := d.limits.cutShort(ctx, jobs); err != nil {
+		d.log.Debug("what cancelled jobs took is left to the sweep", "jobs", len(jobs), "error", err)
+	}
 }
 
 // cancel tells the workers that nobody wants the jobs any more, and takes their messages
@@ -218,7 +250,7 @@ func (d *stored) noteBack(ctx context.Context, back []store.Requeue) {
 	if len(back) == 0 {
 		return
 	}
-	if err := d.rows.Requeue(ctx, back); err != nil && ctx.Err() == nil {
+	if _, err := d.rows.Requeue(ctx, back); err != nil && ctx.Err() == nil {
 		d.log.Warn("jobs not put back; they wait for their lease", "jobs", len(back), "error", err)
 	}
 }

@@ -25,6 +25,8 @@
 // filesweep.go removes what nobody needs.
 //
 // flights.go hears everything that the queue says about jobs, sweep.go looks after those
-// that nothing is heard of, and ledger.go writes down what became of them. admin.go is the
-// operators' side, on a listener of its own.
+// that nothing is heard of, and ledger.go writes down what became of them. tenants.go knows
+// what the database remembers of tenants. admin.go is the operators' side, on a listener of
+// its own: operators.go says who they are, audit.go has what they change remembered, and
+// internal/admin is the part of it that needs only the database.
 package ingress

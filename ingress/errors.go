@@ -22,6 +22,7 @@ const (
 	typePermission     = "permission_error"
 	typeNotFound       = "not_found_error"
 	typeRateLimit      = "rate_limit_error"
+	typeQuota          = "insufficient_quota"
 	typeUpstream       = "upstream_error"
 	typeTimeout        = "timeout_error"
 	typeServer         = "server_error"
@@ -36,7 +37,11 @@ var faces = map[inference.ErrorCode]face{
 	inference.CodeInvalidRequest:      {http.StatusBadRequest, typeInvalidRequest},
 	inference.CodeInvalidJSON:         {http.StatusBadRequest, typeInvalidRequest},
 	inference.CodeUnauthenticated:     {http.StatusUnauthorized, typeAuthentication},
+	inference.CodeInvalidToken:        {http.StatusUnauthorized, typeAuthentication},
+	inference.CodeTokenNotAllowed:     {http.StatusForbidden, typePermission},
 	inference.CodeModelNotAllowed:     {http.StatusForbidden, typePermission},
+	inference.CodeTenantDisabled:      {http.StatusForbidden, typePermission},
+	inference.CodeForbidden:           {http.StatusForbidden, typePermission},
 	inference.CodeModelNotFound:       {http.StatusNotFound, typeNotFound},
 	inference.CodeNotFound:            {http.StatusNotFound, typeNotFound},
 	inference.CodeMethodNotAllowed:    {http.StatusMethodNotAllowed, typeInvalidRequest},
@@ -46,9 +51,15 @@ var faces = map[inference.ErrorCode]face{
 	inference.CodeStorageFull:         {http.StatusInsufficientStorage, typeServer},
 	inference.CodeStorageUnavailable:  {http.StatusServiceUnavailable, typeServer},
 	inference.CodeIdempotencyReused:   {http.StatusUnprocessableEntity, typeInvalidRequest},
+	inference.CodeConfigInvalid:       {http.StatusUnprocessableEntity, typeInvalidRequest},
 	inference.CodeNoIdempotency:       {http.StatusServiceUnavailable, typeServer},
 	inference.CodeQueueFull:           {http.StatusTooManyRequests, typeRateLimit},
+	inference.CodeRateLimited:         {http.StatusTooManyRequests, typeRateLimit},
+	inference.CodeQuota:               {http.StatusTooManyRequests, typeQuota},
+	inference.CodeLimitsUnavailable:   {http.StatusServiceUnavailable, typeServer},
 	inference.CodeQueueUnavailable:    {http.StatusServiceUnavailable, typeServer},
+	inference.CodeProviderDraining:    {http.StatusServiceUnavailable, typeServer},
+	inference.CodePurged:              {http.StatusServiceUnavailable, typeServer},
 	inference.CodeAuthUnavailable:     {http.StatusServiceUnavailable, typeServer},
 	inference.CodeUpstreamRejected:    {http.StatusBadRequest, typeInvalidRequest},
 	inference.CodeUpstreamRateLimited: {http.StatusTooManyRequests, typeRateLimit},
@@ -60,6 +71,7 @@ var faces = map[inference.ErrorCode]face{
 	inference.CodeUpstreamUnavailable: {http.StatusServiceUnavailable, typeUpstream},
 	inference.CodeUpstreamTimeout:     {http.StatusGatewayTimeout, typeTimeout},
 	inference.CodeDeadlineExceeded:    {http.StatusGatewayTimeout, typeTimeout},
+	inference.CodeNotCached:           {http.StatusGatewayTimeout, typeTimeout},
 	inference.CodeCancelled:           {statusClientClosed, typeInvalidRequest},
 	inference.CodeWorkerLost:          {http.StatusBadGateway, typeServer},
 	inference.CodeEventsLost:          {http.StatusBadGateway, typeServer},
@@ -103,13 +115,16 @@ func writeError(w http.ResponseWriter, e *inference.Error, details map[string]an
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	switch {
+	case neverFits(e):
+		h.Set("X-Should-Retry", "false") // OpenAI's clients would send it again
 	case e.RetryAfter > 0:
+		tellRetry(h, e)
 		h.Set("Retry-After", strconv.Itoa(ceilSeconds(e.RetryAfter)))
 	case statusOf(e) == http.StatusServiceUnavailable, statusOf(e) == http.StatusTooManyRequests:
 		h.Set("Retry-After", "1")
 	}
-	if e.Code == inference.CodeUnauthenticated {
-		h.Set("WWW-Authenticate", `Bearer realm="sluice"`)
+	if statusOf(e) == http.StatusUnauthorized && h.Get("WWW-Authenticate") == "" {
+		h.Set("WWW-Authenticate", realm)
 	}
 	body := errorJSON(e, details)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
@@ -117,5 +132,9 @@ func writeError(w http.ResponseWriter, e *inference.Error, details map[string]an
 	w.WriteHeader(statusOf(e))
 	_, _ = w.Write(body) // the client may be gone; nothing else is to be done
 }
+
+// WriteError answers with an error in the one format that errors have, for who serves
+// something of the admin API elsewhere.
+func WriteError(w http.ResponseWriter, err error) { writeError(w, inference.AsError(err), nil) }
 
 func ceilSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }

@@ -130,7 +130,7 @@ func (s *Ingress) retrieveFile(w http.ResponseWriter, r *http.Request) {
 
 // fileOf returns the file that the request names, if it is its caller's own.
 func (s *Ingress) fileOf(r *http.Request) (store.File, error) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		return store.File{}, err
 	}
@@ -140,7 +140,7 @@ func (s *Ingress) fileOf(r *http.Request) (store.File, error) {
 
 // deleteFile serves DELETE /v1/files/{id}.
 func (s *Ingress) deleteFile(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
@@ -156,7 +156,7 @@ func (s *Ingress) deleteFile(w http.ResponseWriter, r *http.Request) {
 
 // listFiles serves GET /v1/files.
 func (s *Ingress) listFiles(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return

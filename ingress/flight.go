@@ -14,15 +14,21 @@ import (
 type flight struct {
 	job      *inference.Job
 	bodyRef  string
-	accepted time.Time     // on this process's monotonic clock
+	accepted time.Time     // the beginning of its wait, on this process's monotonic clock
 	done     chan struct{} // closed when there is an answer, or none will come
 	feed     *feed         // of a streamed answer
 	window   time.Duration // how long the job goes on without its client
+	hold     *hold         // of its limits; nil: it has none
+	settings *Settings     // that the request began with
 	memory   *share        // of the body, for as long as it may have to be published again
+	cache    *cacheCall    // its handler's; nil: the cache is off for it
+
+	forsaken chan struct{} // told when nobody is left who could serve; nil: that changes nothing
 
 	counted string // the provider that it counts for; guarded by the flights' lock
 
 	mu         sync.Mutex
+	firstRun   firstRun
 	candidates []inference.Candidate // still to be tried; the job is with the first
 	place      place
 	attempts   int // calls that are known to have been made, lost runs not included
@@ -32,6 +38,7 @@ type flight struct {
 	held       bool      // a worker has said that it works on the run
 	heldAt     time.Time // when one first said so
 	heardAt    time.Time // the last word about the run
+	idleSince  time.Time // its worker makes no call for it, as a breaker lets none through; zero: it may
 	lost       bool      // no more is expected of whoever held it
 	lostRuns   int
 	begun      bool // a chunk of the run has come: no other run can take over
@@ -43,6 +50,7 @@ type flight struct {
 	outcome inference.Outcome
 	ended   bool
 	left    time.Time // when the wait for an answer was given up
+	toldAt  time.Time // when its handler was last told that it is forsaken
 	closing time.Time // nobody waits any more; until then the worker may still tell the usage
 
 	clientGone bool      // the client dropped, and may come back until goneUntil
@@ -90,6 +98,7 @@ func answerLost(message string) *inference.Error {
 func (f *flight) events(e *queue.Events, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.firstRun.hears(e.Run)
 	if f.ended || f.begun && e.Run != f.run || e.Run.Before(f.run) {
 		return false
 	}
@@ -105,17 +114,42 @@ func (f *flight) events(e *queue.Events, now time.Time) bool {
 func (f *flight) holds(run queue.Run, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.firstRun.hears(run)
 	if f.run != (queue.Run{}) && run != f.run || f.givenUp != (queue.Run{}) && run == f.givenUp {
 		return // only a claim moves a job from one run to the next; and a word may come late
 	}
 	f.heard(run, now)
 }
 
+// idles takes a worker's word on whether it makes no call for the run that it holds.
+func (f *flight) idles(run queue.Run, idle bool, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case run != f.run || !f.held:
+	case !idle:
+		f.idleSince = time.Time{}
+	case f.idleSince.IsZero():
+		f.idleSince = now
+	}
+}
+
+// idle reports whether the job waits in a worker's hands. One that has not been heard of for
+// a while may be calling by now. The caller holds mu.
+func (f *flight) idle(now time.Time) bool {
+	return f.held && !f.idleSince.IsZero() && now.Sub(f.heardAt) < aliveFor
+}
+
 // heard notes that a worker is at the run. The caller holds mu.
 func (f *flight) heard(run queue.Run, now time.Time) {
+	if !f.held || f.run != run {
+		f.idleSince = time.Time{}
+	}
 	f.run, f.held, f.heardAt = run, true, now
+	f.firstRun.hears(run)
 	if f.heldAt.IsZero() {
 		f.heldAt = now
+		f.hold.started()
 	}
 }
 
@@ -124,9 +158,15 @@ func (f *flight) heard(run queue.Run, now time.Time) {
 func (f *flight) finish(e *queue.End, outcome inference.Outcome) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.conclude(e, outcome)
+}
+
+// conclude is finish for a caller that holds mu.
+func (f *flight) conclude(e *queue.End, outcome inference.Outcome) bool {
 	if f.ended {
 		return false
 	}
+	f.firstRun.hears(e.Run)
 	own := e.Run == queue.Run{}
 	if !own && (f.begun && e.Run != f.run || e.Run.Before(f.run) && (e.Err != nil || e.LastSeq > 0)) {
 		return false // a fenced run; a whole plain answer is welcome whoever made it
@@ -165,11 +205,16 @@ func (f *flight) dropBody() {
 func (f *flight) leave(outcome inference.Outcome, err *inference.Error, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.leaveAs(outcome, err, now)
+}
+
+// leaveAs is leave for a caller that holds mu.
+func (f *flight) leaveAs(outcome inference.Outcome, err *inference.Error, now time.Time) bool {
 	if f.ended || !f.closing.IsZero() {
 		return false
 	}
 	f.left, f.closing, f.outcome = now, now.Add(closingWait), outcome
-	f.end = f.ownEnd(err)
+	f.end = f.ownEnd(err, now)
 	if !f.heldAt.IsZero() {
 		f.end.Elapsed = now.Sub(f.heldAt) // or the wait for the provider would seem to be the queue's
 	}
@@ -177,13 +222,33 @@ func (f *flight) leave(outcome inference.Outcome, err *inference.Error, now time
 	return true
 }
 
-// ownEnd is an end that the ingress decides on. The caller holds mu.
-func (f *flight) ownEnd(err *inference.Error) *queue.End {
-	e := &queue.End{JobID: f.job.ID, Provider: f.at().Provider, Attempts: f.attempts, Tries: f.tries, Err: err}
-	if f.held {
-		e.Attempts++
+// endHere ends the flight by the ingress's own word. Who waits for it is told at once. The
+// row waits, as after leave, if a call may have been made that nobody has heard of. It
+// returns the end, nil if the flight has one already. The caller holds mu.
+func (f *flight) endHere(err *inference.Error, now time.Time) (e *queue.End, rowWaits bool) {
+	if f.ended || !f.closing.IsZero() {
+		return nil, false
 	}
-	return e
+	if f.untold() {
+		f.leaveAs(outcomeOf(err), err, now)
+		return f.end, true
+	}
+	e = f.ownEnd(err, now)
+	f.conclude(e, outcomeOf(err))
+	return e, false
+}
+
+// ownEnd is an end that the ingress decides on. The caller holds mu.
+func (f *flight) ownEnd(err *inference.Error, now time.Time) *queue.End {
+	return &queue.End{JobID: f.job.ID, Provider: f.at().Provider, Attempts: f.made(now), Tries: f.tries, Err: err}
+}
+
+// made is how many calls were made as far as is known. The caller holds mu.
+func (f *flight) made(now time.Time) int {
+	if f.held && !f.idle(now) {
+		return f.attempts + 1
+	}
+	return f.attempts
 }
 
 // record is the ledger's row of the flight, given its last end.

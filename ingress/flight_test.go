@@ -27,7 +27,7 @@ func testJob(stream bool) *inference.Job {
 }
 
 func newTestFlight() *flight {
-	return &flight{job: testJob(true), accepted: t0, done: make(chan struct{})}
+	return &flight{job: testJob(true), accepted: t0, settings: new(Settings), done: make(chan struct{})}
 }
 
 func isDone(f *flight) bool {
@@ -289,4 +289,31 @@ func TestStreamAges(t *testing.T) {
 	require.Zero(t, s.since())
 	s.reconnected(t0)
 	require.Equal(t, t0, s.since())
+}
+
+// Silence from before a new connection is none of a worker's.
+func TestAConnectionIsNotOlderThanItIs(t *testing.T) {
+	t.Parallel()
+	var s streamAges
+	since, there := s.sinceIf(func() bool {
+		s.reconnected(t0)
+		return true
+	})
+	require.True(t, there)
+	require.Equal(t, t0, since)
+}
+
+// A worker may stop waiting for a breaker at any time, and say so to nobody.
+func TestTheWordThatNoCallIsMadeHoldsForAMoment(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		after time.Duration
+		want  int
+	}{"just said": {aliveFor - 1, 0}, "said a while ago": {aliveFor, 1}} {
+		f := newTestFlight()
+		f.holds(epoch0run1, t0)
+		f.idles(epoch0run1, true, t0)
+		require.True(t, f.leave(inference.OutcomeCancelled, errClientGone(), t0.Add(c.after)), name)
+		require.Equal(t, c.want, f.end.Attempts, name)
+	}
 }

@@ -38,13 +38,18 @@ type flights struct {
 // open takes in a job and sends it to its queue. The answer comes through the flight.
 func (fs *flights) open(ctx context.Context, adm admission) (*flight, error) {
 	job, now := adm.job, time.Now()
-	f := &flight{job: job, accepted: now, done: make(chan struct{}), window: adm.window, memory: adm.memory}
+	f := &flight{job: job, accepted: now.Add(-adm.waited), hold: adm.hold, settings: adm.settings, done: make(chan struct{}), window: adm.window, memory: adm.memory, cache: adm.cache}
 	f.place.sent, f.place.firstSent = now, now
+	f.firstRun = firstRun{provider: job.Candidate().Provider, sent: now, unanswered: 1}
+	if f.cache.spares() {
+		f.forsaken = make(chan struct{}, 1)
+	}
 	if job.Stream {
 		f.feed = newFeed(fs.conn.NewKeptReader(job.ID), queue.Run{}, 1)
 	}
 	if err := fs.prepare(ctx, f); err != nil {
 		adm.memory.release()
+		f.hold.release()
 		return nil, err
 	}
 	f.candidates = job.Candidates
@@ -63,7 +68,7 @@ func (fs *flights) open(ctx context.Context, adm admission) (*flight, error) {
 // prepare sees to it that there is room for the job, and gives a large body to the
 // object store: from there it is published as often as need be.
 func (fs *flights) prepare(ctx context.Context, f *flight) error {
-	if err := fs.room(f.job, f.accepted); err != nil {
+	if err := fs.room(f.job, f.place.sent); err != nil {
 		return err
 	}
 	store, cancel := context.WithDeadline(ctx, f.job.Deadline)
@@ -167,7 +172,9 @@ func (fs *flights) settle(e *queue.End) {
 func (fs *flights) account(f *flight, e *queue.End) {
 	now := time.Now()
 	rec := f.record(e, now)
+	f.settings.price(&rec)
 	fs.metrics.ended(&rec)
+	f.hold.endAfter(&rec, f.hold != nil && fs.lostBefore(f))
 	fs.log.LogAttrs(context.Background(), slog.LevelDebug, "request ended", slog.String("request_id", rec.RequestID),
 		slog.String("job_id", rec.JobID), slog.String("provider", rec.Provider), slog.String("outcome", string(rec.Outcome)),
 		slog.Int("attempt", rec.Attempts), slog.Duration("queue", rec.Queue), slog.Duration("total", rec.Total))
@@ -238,6 +245,7 @@ func (fs *flights) Held(h *queue.Held) {
 	for _, j := range h.Jobs {
 		if f := fs.find(j.JobID); f != nil {
 			f.holds(j.Run, now)
+			f.idles(j.Run, j.Idle, now)
 		}
 	}
 }
@@ -257,19 +265,28 @@ func (fs *flights) Attached(jobID string) {
 // it has just ended otherwise.
 func (fs *flights) end(f *flight, err *inference.Error) {
 	f.mu.Lock()
-	e := f.ownEnd(err)
+	e, rowWaits := f.endHere(err, time.Now())
 	f.mu.Unlock()
-	if !f.finish(e, outcomeOf(err)) {
-		return
+	if e != nil {
+		fs.ended(f, e, rowWaits)
 	}
+}
+
+// ended does what has to be done about a flight that has just ended by the ingress's own
+// word. A row that waits is written by closeUnheard.
+func (fs *flights) ended(f *flight, e *queue.End, rowWaits bool) {
 	if f.feed != nil {
 		last := f.feed.abort(*e)
-		fs.side.Go(func() { fs.keepEnd(f, last) })
+		if !rowWaits {
+			fs.side.Go(func() { fs.keepEnd(f, last) })
+		}
 	}
-	fs.account(f, e)
-	f.mu.Lock()
-	f.lost = true
-	f.mu.Unlock()
+	if !rowWaits {
+		fs.account(f, e)
+		f.mu.Lock()
+		f.lost = true
+		f.mu.Unlock()
+	}
 	fs.side.Go(func() { fs.cancel(f) })
 }
 
@@ -300,15 +317,25 @@ func (fs *flights) cancel(f *flight) {
 		seq = 0
 	}
 	f.mu.Unlock()
-	fs.cancelAt(f.job.ID, provider, seq)
+	fs.takeOut(f, provider, seq)
 }
 
-func (fs *flights) cancelAt(jobID, provider string, seq uint64) {
+// takeOut tells the workers to drop the job, and takes its message out of the queue.
+func (fs *flights) takeOut(f *flight, provider string, seq uint64) {
+	if fs.cancelAt(f.job.ID, provider, seq) {
+		fs.removed(f, provider, seq)
+	}
+}
+
+// cancelAt reports whether the job is out of its queue.
+func (fs *flights) cancelAt(jobID, provider string, seq uint64) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := fs.dispatch.Cancel(ctx, jobID, provider, seq); err != nil {
+	err := fs.dispatch.Cancel(ctx, jobID, provider, seq)
+	if err != nil {
 		fs.log.Debug("job not taken out of its queue", "job_id", jobID, "error", err)
 	}
+	return err == nil
 }
 
 func later(a, b time.Time) time.Time {

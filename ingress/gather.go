@@ -45,7 +45,7 @@ func believe(p *queue.Presence) {
 			t := &q.Traits[j].Traits
 			t.ContextTokens, t.OutputTokens = sane(t.ContextTokens), sane(t.OutputTokens)
 		}
-		for _, n := range []*int{&q.MaxQueued, &q.Concurrency, &q.InFlight, &q.Limit, &q.Held, &q.Waiting} {
+		for _, n := range []*int{&q.MaxQueued, &q.Concurrency, &q.Slots, &q.InFlight, &q.Limit, &q.Held, &q.Waiting} {
 			*n = sane(*n)
 		}
 		q.Rate = sane(q.Rate)
@@ -72,7 +72,7 @@ func sameOffer(a, b queue.ProviderPresence) bool {
 
 // sameNumbers reports whether the two say the same of how well it goes.
 func sameNumbers(a, b queue.ProviderPresence) bool {
-	return a.Concurrency == b.Concurrency && a.InFlight == b.InFlight && a.Rate == b.Rate && a.Limit == b.Limit &&
+	return a.Concurrency == b.Concurrency && a.Slots == b.Slots && a.InFlight == b.InFlight && a.Rate == b.Rate && a.Limit == b.Limit &&
 		a.Held == b.Held && a.Waiting == b.Waiting && slices.Equal(a.States, b.States)
 }
 
@@ -131,6 +131,8 @@ type providerState struct {
 	routing.Provider
 	Rate   float64 // jobs that end in a second
 	Queued int     // bound of its queue
+	Slots  int     // calls at once that its workers have room for
+	Order  queue.Control
 }
 
 // gathering brings together what the workers say of each provider.
@@ -175,6 +177,7 @@ func (g *gathered) add(p *queue.ProviderPresence, since time.Time) {
 	}
 	g.limit, g.most = max(g.limit, p.Limit), max(g.most, p.Concurrency)
 	g.InFlight += p.InFlight
+	g.Slots += p.Slots
 	g.Held += p.Held
 	g.Waiting = max(g.Waiting, p.Waiting)
 	g.Rate += p.Rate

@@ -441,7 +441,7 @@ func TestAClientThatLeavesWhileItsBodyIsStored(t *testing.T) {
 	job := newTestFlight().job
 	job.Candidates, job.Deadline = []inference.Candidate{{Provider: "acme", Model: "m"}}, time.Now().Add(time.Minute)
 	job.Body = make([]byte, 1<<20)
-	_, err := r.ingress.flights.open(ctx, admission{job: job, memory: &share{of: &r.ingress.flights.bodies}})
+	_, err := r.ingress.flights.open(ctx, admission{settings: r.ingress.current(), job: job, memory: &share{of: &r.ingress.flights.bodies}})
 	require.Equal(t, inference.CodeCancelled, inference.AsError(err).Code, "it is no fault of the queue")
 }
 

@@ -62,7 +62,7 @@ func (s *Ingress) readKeyed(w http.ResponseWriter, r *http.Request, next http.Ha
 // keyedRequest returns what the request's headers say, which is all but its hash. Without
 // an idempotency key it is the caller alone.
 func (s *Ingress) keyedRequest(r *http.Request) (q keyedRequest, err error) {
-	if q.caller, err = s.keys.authenticate(r); err != nil {
+	if q.caller, err = s.authenticate(r); err != nil {
 		return q, err
 	}
 	if q.name, err = idempotencyKey(r); err != nil || q.name == "" {

@@ -21,7 +21,7 @@ const (
 
 // listJobs serves GET /v1/jobs, newest first.
 func (s *Ingress) listJobs(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return

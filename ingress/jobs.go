@@ -91,7 +91,7 @@ func (s *Ingress) acceptJob(r *http.Request, adm admission) (store.Job, error) {
 	}
 	j := adm.job
 	job := store.Job{
-		ID: j.ID, RequestID: j.RequestID, Tenant: j.Tenant, KeyID: j.KeyID, KeyName: adm.keyName, Kind: j.Kind, Model: j.Model,
+		ID: j.ID, RequestID: j.RequestID, Tenant: j.Tenant, KeyID: j.KeyID, KeyName: adm.keyName, Limits: lentLimits(&adm), Kind: j.Kind, Model: j.Model,
 		Lane: inference.LaneBackground, Body: body, Candidates: j.Candidates, TraceParent: j.TraceParent,
 		Metadata: adm.metadata, Webhook: hook, CreatedAt: j.CreatedAt, Deadline: j.CreatedAt.Add(life), Status: store.JobQueued,
 	}
@@ -151,7 +151,7 @@ func jobID(text string) (string, error) {
 // namedJob returns the job that the request names, if it is its caller's own; when it has
 // ended, or after as long as the request would wait, if it may.
 func (s *Ingress) namedJob(r *http.Request, mayWait bool) (job store.Job, release func(), err error) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		return store.Job{}, nil, err
 	}
@@ -254,7 +254,7 @@ func (s *Ingress) endJob(ctx context.Context, job store.Job) (store.Job, error) 
 		s.stored.ended([]store.Job{job})
 		told, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		s.stored.cancel(told, []store.Job{job})
+		s.stored.recall(told, []store.Job{job})
 	}
 	return job, nil
 }

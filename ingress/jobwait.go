@@ -12,9 +12,12 @@ import (
 	"sluice/store"
 )
 
-// JobWatch is what is asked about jobs time and again, and answered from indexes alone.
+// JobWatch is what is asked about jobs time and again.
 type JobWatch interface {
 	EndedJobs(ctx context.Context, ids []string) (ended []string, err error)
+	JobEpochs(ctx context.Context, ids []string) (map[string]int, error)
+	JobsByID(ctx context.Context, ids []string) ([]store.Job, error)
+	JobBody(ctx context.Context, id string) ([]byte, error)
 	UnfinishedJobs(ctx context.Context, tenant string, most int) (int, error)
 	OldestWaiting(ctx context.Context) (time.Time, error)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"sluice/internal/apikey"
 	"sluice/internal/inference"
 	"sluice/internal/routing"
+	"sluice/internal/token"
 	"sluice/store"
 )
 
@@ -28,15 +28,16 @@ type KeyStore interface {
 // look-up, a revoked key is refused within seconds, and a database that is down stops
 // nobody who was known before.
 type keyring struct {
-	store  KeyStore
-	static map[[32]byte]store.Key
-	log    *slog.Logger
+	store KeyStore
+	log   *slog.Logger
+
+	tenants *tenants // nil: none is disabled
 
 	lookups singleflight.Group
 	slots   chan struct{} // bounds the look-ups at once
 
 	mu      sync.RWMutex
-	known   map[[32]byte]store.Key
+	known   knownKeys
 	unknown map[[32]byte]time.Time // refused lately; until when
 }
 
@@ -50,35 +51,59 @@ const (
 	maxKeyBytes = 512
 )
 
-func newKeyring(db KeyStore, static []store.Key, log *slog.Logger) *keyring {
-	k := &keyring{
-		store: db, static: make(map[[32]byte]store.Key), log: log, slots: make(chan struct{}, keyLookups),
-		known: make(map[[32]byte]store.Key), unknown: make(map[[32]byte]time.Time),
+func newKeyring(db KeyStore, log *slog.Logger) *keyring {
+	return &keyring{
+		store: db, log: log, slots: make(chan struct{}, keyLookups),
+		known: newKnownKeys(), unknown: make(map[[32]byte]time.Time),
 	}
-	for _, key := range static {
-		k.static[key.Hash] = key
-	}
-	return k
 }
 
-// authenticate returns the key that the request carries.
-func (k *keyring) authenticate(r *http.Request) (store.Key, error) {
-	header := r.Header.Get("Authorization")
-	if header == "" {
-		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "No API key was given. Send it in the header: Authorization: Bearer YOUR_KEY.")
+// callers are whom one configuration knows, beside those of the database: the holders of
+// its keys, and of tokens of its issuers. They are not changed.
+type callers struct {
+	static map[[32]byte]store.Key
+	tokens token.Trusted
+}
+
+func newCallers(static []store.Key, tokens token.Trusted) callers {
+	byHash := make(map[[32]byte]store.Key, len(static))
+	for _, key := range static {
+		byHash[key.Hash] = key
 	}
-	scheme, secret, ok := strings.Cut(header, " ")
-	secret = strings.TrimSpace(secret)
-	if !ok || !strings.EqualFold(scheme, "Bearer") || secret == "" || len(secret) > maxKeyBytes {
-		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "The Authorization header is malformed. Send: Authorization: Bearer YOUR_KEY.")
+	return callers{static: byHash, tokens: tokens}
+}
+
+// authenticate returns the key that the request carries, or what stands for one if it
+// carries a token.
+func (k *keyring) authenticate(r *http.Request, c callers) (store.Key, error) {
+	secret, err := c.bearer(r)
+	if err != nil {
+		return store.Key{}, err
 	}
-	key, err := k.lookup(r.Context(), secret)
+	key, err := k.identify(r.Context(), c, secret)
+	if err != nil {
+		return store.Key{}, err
+	}
+	if err := k.tenants.admits(key.Tenant); err != nil {
+		return store.Key{}, err
+	}
+	return key, nil
+}
+
+// identify returns whose secret or token it is, if that holds now.
+func (k *keyring) identify(ctx context.Context, c callers, secret string) (store.Key, error) {
+	if c.isToken(secret) {
+		return c.tokens.Verify(ctx, secret)
+	}
+	key, err := k.lookup(ctx, c, secret)
 	if err != nil {
 		return store.Key{}, err
 	}
 	switch now := time.Now(); {
 	case !key.RevokedAt.IsZero():
 		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "This API key was revoked.")
+	case len(key.Replaced) > 0 && !key.OpensWith(apikey.Hash(secret), now):
+		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "This API key was rotated, and its old secret is not valid any more. Use the new one.")
 	case !key.Active(now):
 		return store.Key{}, inference.Errorf(inference.CodeUnauthenticated, "This API key has expired.")
 	}
@@ -96,13 +121,13 @@ func errUnknownKey() error {
 
 // lookup compares hashes of secrets, never the secrets themselves, so that the time
 // it takes tells nothing about them.
-func (k *keyring) lookup(ctx context.Context, secret string) (store.Key, error) {
+func (k *keyring) lookup(ctx context.Context, c callers, secret string) (store.Key, error) {
 	hash := apikey.Hash(secret)
-	if key, ok := k.static[hash]; ok {
+	if key, ok := c.static[hash]; ok {
 		return key, nil
 	}
 	k.mu.RLock()
-	key, ok := k.known[hash]
+	key, ok := k.known.get(hash)
 	refusedUntil := k.unknown[hash]
 	k.mu.RUnlock()
 	switch {
@@ -118,7 +143,7 @@ func (k *keyring) lookup(ctx context.Context, secret string) (store.Key, error) 
 
 func (k *keyring) fetch(ctx context.Context, hash [32]byte) (store.Key, error) {
 	k.mu.RLock()
-	key, ok := k.known[hash]
+	key, ok := k.known.get(hash)
 	k.mu.RUnlock()
 	if ok {
 		return key, nil // another caller's look-up ended just now
@@ -145,10 +170,7 @@ func (k *keyring) fetch(ctx context.Context, hash [32]byte) (store.Key, error) {
 		k.log.Warn("key not looked up", "error", err)
 		return store.Key{}, errAuthUnavailable(err)
 	}
-	if len(k.known) >= keysKnown {
-		clear(k.known) // they come back, one look-up each
-	}
-	k.known[hash] = key
+	k.known.put(hash, key)
 	return key, nil
 }
 
@@ -180,9 +202,7 @@ func (k *keyring) run(ctx context.Context) {
 		k.mu.Lock()
 		for _, key := range changed {
 			delete(k.unknown, key.Hash)
-			if _, ok := k.known[key.Hash]; ok {
-				k.known[key.Hash] = key
-			}
+			k.known.change(key)
 		}
 		k.mu.Unlock()
 	}

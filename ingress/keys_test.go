@@ -17,6 +17,7 @@ import (
 
 	"sluice/internal/apikey"
 	"sluice/internal/inference"
+	"sluice/internal/token"
 	"sluice/store"
 )
 
@@ -93,6 +94,20 @@ func (k *keyTable) count() int {
 	return k.lookups
 }
 
+// ring is a keyring beside the callers of a configuration.
+type ring struct {
+	*keyring
+	callers callers
+}
+
+func ringOf(db KeyStore, static []store.Key) ring {
+	return ring{newKeyring(db, discard()), newCallers(static, token.Trusted{})}
+}
+
+func (k ring) authenticate(r *http.Request) (store.Key, error) {
+	return k.keyring.authenticate(r, k.callers)
+}
+
 func asking(secret string) *http.Request {
 	r := httptest.NewRequest(http.MethodPost, "/", nil)
 	r.Header.Set("Authorization", "Bearer "+secret)
@@ -113,7 +128,7 @@ func TestAuthenticationHeaders(t *testing.T) {
 	db := &keyTable{}
 	good := apikey.Mint()
 	db.put(good, store.Key{ID: "k1"})
-	k := newKeyring(db, []store.Key{{ID: "static", Hash: apikey.Hash("a-static-secret")}}, discard())
+	k := ringOf(db, []store.Key{{ID: "static", Hash: apikey.Hash("a-static-secret")}})
 	for header, want := range map[string]string{
 		"Bearer " + good:          "k1",
 		"bearer   " + good + " ":  "k1",
@@ -141,7 +156,7 @@ func TestAuthenticationHeaders(t *testing.T) {
 func TestOnlyWellFormedSecretsReachTheDatabase(t *testing.T) {
 	t.Parallel()
 	db := &keyTable{}
-	k := newKeyring(db, nil, discard())
+	k := ringOf(db, nil)
 	_, err := k.authenticate(asking("sk-sluice-invented"))
 	require.Equal(t, inference.CodeUnauthenticated, codeOf(err))
 	require.Zero(t, db.count())
@@ -159,7 +174,7 @@ func TestAKnownKeyCostsOneLookUp(t *testing.T) {
 	db := &keyTable{gate: make(chan struct{})}
 	secret := apikey.Mint()
 	db.put(secret, store.Key{ID: "k1"})
-	k := newKeyring(db, nil, discard())
+	k := ringOf(db, nil)
 	var callers sync.WaitGroup
 	for range 20 {
 		callers.Go(func() {
@@ -181,7 +196,7 @@ func TestALookUpOutlivesItsFirstCaller(t *testing.T) {
 	db := &keyTable{}
 	secret := apikey.Mint()
 	db.put(secret, store.Key{ID: "k1"})
-	k := newKeyring(db, nil, discard())
+	k := ringOf(db, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := k.authenticate(asking(secret).WithContext(ctx))
@@ -194,7 +209,7 @@ func TestExpiredAndRevokedKeys(t *testing.T) {
 	expired, revoked := apikey.Mint(), apikey.Mint()
 	db.put(expired, store.Key{ID: "k1", ExpiresAt: time.Now().Add(-time.Second)})
 	db.put(revoked, store.Key{ID: "k2", RevokedAt: time.Now().Add(time.Hour)})
-	k := newKeyring(db, nil, discard())
+	k := ringOf(db, nil)
 	_, err := k.authenticate(asking(expired))
 	require.Contains(t, inference.AsError(err).Message, "expired")
 	_, err = k.authenticate(asking(revoked))
@@ -207,7 +222,7 @@ func TestDatabaseDown(t *testing.T) {
 	known, other := apikey.Mint(), apikey.Mint()
 	db.put(known, store.Key{ID: "k1"})
 	db.put(other, store.Key{ID: "k2"})
-	k := newKeyring(db, nil, discard())
+	k := ringOf(db, nil)
 	_, err := k.authenticate(asking(known))
 	require.NoError(t, err)
 
@@ -228,7 +243,7 @@ func TestKeyChangesAreSeenWithinSeconds(t *testing.T) {
 		db := &keyTable{}
 		secret, late := apikey.Mint(), apikey.Mint()
 		db.put(secret, store.Key{ID: "k1"})
-		k := newKeyring(db, nil, discard())
+		k := ringOf(db, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -254,7 +269,7 @@ func TestKeyChangesAreSeenWithinSeconds(t *testing.T) {
 		require.Contains(t, inference.AsError(err).Message, "revoked")
 		_, err = k.authenticate(asking(late))
 		require.NoError(t, err, "a key made just now is not refused because it was unknown a moment ago")
-		require.Len(t, k.known, 2, "keys that nobody uses here are not remembered")
+		require.Len(t, k.known.byHash, 2, "keys that nobody uses here are not remembered")
 		require.Equal(t, 3, db.count())
 		cancel()
 		<-done
@@ -265,7 +280,7 @@ func TestARefusalIsForgotten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		db := &keyTable{}
-		k := newKeyring(db, nil, discard())
+		k := ringOf(db, nil)
 		secret := apikey.Mint()
 		_, err := k.authenticate(asking(secret))
 		require.Error(t, err)
@@ -281,19 +296,20 @@ func TestKeyringIsBounded(t *testing.T) {
 	db := &keyTable{}
 	secret := apikey.Mint()
 	db.put(secret, store.Key{ID: "k"})
-	k := newKeyring(db, nil, discard())
+	k := ringOf(db, nil)
 	for i := range keysUnknown {
 		k.unknown[apikey.Hash(fmt.Sprint(i))] = time.Now()
 	}
 	for i := range keysKnown {
-		k.known[apikey.Hash(fmt.Sprint(i))] = store.Key{}
+		k.known.put(apikey.Hash(fmt.Sprint(i)), store.Key{ID: fmt.Sprint(i)})
 	}
 	_, err := k.authenticate(asking(apikey.Mint()))
 	require.Error(t, err)
 	require.LessOrEqual(t, len(k.unknown), keysUnknown)
 	_, err = k.authenticate(asking(secret))
 	require.NoError(t, err)
-	require.LessOrEqual(t, len(k.known), keysKnown)
+	require.LessOrEqual(t, len(k.known.byHash), keysKnown)
+	require.LessOrEqual(t, len(k.known.hashes), keysKnown)
 }
 
 // Look-ups at once are bounded, and whoever finds no place is told in time.
@@ -301,7 +317,7 @@ func TestLookUpsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		db := &keyTable{gate: make(chan struct{})}
-		k := newKeyring(db, nil, discard())
+		k := ringOf(db, nil)
 		var callers sync.WaitGroup
 		for range keyLookups + 5 {
 			secret := apikey.Mint()

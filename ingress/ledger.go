@@ -119,6 +119,17 @@ func (l *ledger) told(batch []entry) {
 	}
 }
 
+// ledgerMost bounds the rows that wait while requests are answered without a job, of which
+// nothing else bounds the number.
+const ledgerMost = 100_000
+
+// crowded reports whether so many rows wait that no more are to be made.
+func (l *ledger) crowded() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.waiting) >= ledgerMost
+}
+
 // empty reports whether all rows are safe.
 func (l *ledger) empty() bool {
 	l.mu.Lock()

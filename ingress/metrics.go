@@ -22,6 +22,8 @@ type Metrics struct {
 	republishes *prometheus.CounterVec
 	attempts    *prometheus.CounterVec
 	tokens      *prometheus.CounterVec
+	cost        *prometheus.CounterVec
+	unpriced    *prometheus.CounterVec
 	wait        *prometheus.HistogramVec
 	firstToken  *prometheus.HistogramVec
 	total       *prometheus.HistogramVec
@@ -37,6 +39,7 @@ type providerSeries struct {
 	succeeded                               prometheus.Counter
 	attempts                                prometheus.Counter
 	prompt, completion, cached, reasoning   prometheus.Counter
+	cost                                    prometheus.Counter
 	wait, firstToken, total, answerOverhead prometheus.Observer
 }
 
@@ -60,6 +63,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		republishes: counter("sluice_republished_total", "Jobs published again because the queue had not confirmed or had lost them.", "provider"),
 		attempts:    counter("sluice_attempts_total", "Calls of a provider made for accepted requests, retries and lost workers included.", "provider"),
 		tokens:      counter("sluice_tokens_total", "Tokens as providers report them.", "provider", "type"),
+		cost:        counter("sluice_cost_total", "Cost of requests, in the currency of the prices.", "provider"),
+		unpriced:    counter("sluice_unpriced_total", "Requests whose tokens are known, but not their price.", "provider"),
 		wait:        histogram("sluice_queue_wait_seconds", "Time from acceptance to the start of the work.", 0.0001, 24),
 		firstToken:  histogram("sluice_first_token_seconds", "Time from acceptance to the first token of a streamed answer.", 0.001, 20),
 		total:       histogram("sluice_request_duration_seconds", "Time from acceptance to the whole answer.", 0.001, 20),
@@ -82,6 +87,7 @@ func (m *Metrics) of(provider string) *providerSeries {
 		attempts:  m.attempts.WithLabelValues(provider),
 		prompt:    m.tokens.WithLabelValues(provider, "prompt"), completion: m.tokens.WithLabelValues(provider, "completion"),
 		cached: m.tokens.WithLabelValues(provider, "cached"), reasoning: m.tokens.WithLabelValues(provider, "reasoning"),
+		cost: m.cost.WithLabelValues(provider),
 		wait: m.wait.WithLabelValues(provider), firstToken: m.firstToken.WithLabelValues(provider),
 		total: m.total.WithLabelValues(provider), answerOverhead: m.overhead.WithLabelValues(provider),
 	}
@@ -113,6 +119,10 @@ func (m *Metrics) spent(r *inference.Record) {
 	s.completion.Add(float64(r.Usage.CompletionTokens))
 	s.cached.Add(float64(r.Usage.CachedTokens))
 	s.reasoning.Add(float64(r.Usage.ReasoningTokens))
+	s.cost.Add(inCurrency(r.Cost))
+	if r.Usage.Known && !r.Priced {
+		m.unpriced.WithLabelValues(r.Provider).Inc()
+	}
 }
 
 func (m *Metrics) answered(provider string, own time.Duration) {
@@ -133,7 +143,7 @@ func statusText(status int) string {
 
 // watch registers what is asked for when metrics are read.
 func (m *Metrics) watch(s *Ingress) {
-	m.reg.MustRegister(&queueCollector{ingress: s})
+	m.reg.MustRegister(&queueCollector{ingress: s}, &operateCollector{ingress: s})
 	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "sluice_in_flight", Help: "Accepted requests that are not yet accounted for.",
 	}, func() float64 { return float64(s.flights.count()) }))

@@ -18,17 +18,17 @@ import (
 // models serves GET /v1/models: every model known by name that the key may use. Globs
 // stand for models that are not, so they are not listed.
 func (s *Ingress) models(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
 	}
-	s.writeJSON(w, r, openaiapi.ModelList{Data: s.modelsOf(key)})
+	s.writeJSON(w, r, openaiapi.ModelList{Data: s.modelsOf(s.settingsOf(r), key)})
 }
 
 // model serves GET /v1/models/{id}, also for a model that only a glob covers.
 func (s *Ingress) model(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
@@ -38,7 +38,7 @@ func (s *Ingress) model(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, inference.Errorf(inference.CodeModelNotFound, "There is no model of such a long name."), nil)
 		return
 	}
-	candidates, err := s.serves(key, id)
+	candidates, err := s.serves(s.settingsOf(r), key, id)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return
@@ -46,9 +46,9 @@ func (s *Ingress) model(w http.ResponseWriter, r *http.Request) {
 	s.writeJSON(w, r, openaiapi.Model{ID: id, OwnedBy: candidates[0].Provider})
 }
 
-func (s *Ingress) modelsOf(key store.Key) []openaiapi.Model {
+func (s *Ingress) modelsOf(settings *Settings, key store.Key) []openaiapi.Model {
 	owners := make(map[string]string)
-	table := s.workers.now()
+	table := s.table(settings)
 	for _, p := range table.Providers {
 		for _, m := range p.Models {
 			if _, taken := owners[m]; !taken && !isGlob(m) && mayUse(key, m) {
@@ -57,7 +57,7 @@ func (s *Ingress) modelsOf(key store.Key) []openaiapi.Model {
 		}
 	}
 	for alias := range table.Aliases {
-		if candidates, err := s.serves(key, alias); err == nil {
+		if candidates, err := s.serves(settings, key, alias); err == nil {
 			owners[alias] = candidates[0].Provider
 		}
 	}

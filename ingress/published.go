@@ -19,6 +19,7 @@ func (fs *flights) Published(jobID string, epoch int, seq uint64, err error) {
 		return
 	}
 	f.mu.Lock()
+	f.firstRun.answered(epoch, seq, time.Now())
 	news := f.job.Epoch == epoch && f.place.seq == 0
 	if news {
 		f.place.seq, f.place.known = seq, true
@@ -57,6 +58,7 @@ func (fs *flights) notPublished(f *flight, epoch int, err error) {
 	full := errors.Is(err, queue.ErrFull)
 	now := time.Now()
 	f.mu.Lock()
+	f.firstRun.answered(epoch, 0, now)
 	current, known, provider := f.job.Epoch == epoch && f.place.seq == 0, f.place.known, f.at().Provider
 	aside := current && full && f.sidestep(now, fs.workers.alive)
 	if current && !aside {
@@ -96,6 +98,7 @@ func (fs *flights) refuse(f *flight, err error) {
 		return
 	}
 	fs.remove([]string{f.job.ID})
+	f.hold.release()
 	fs.side.Go(func() { fs.dropBlob(f.job.ID, f.bodyRef) }) // the caller must not block
 	fs.metrics.refused(f.provider())
 	if f.feed != nil {

@@ -92,12 +92,12 @@ func (d *stored) reconcileProvider(ctx context.Context, provider string, jobs []
 		return 0, err
 	}
 	var there []string
-	var lost []store.Requeue
+	var lost []store.Job
 	for i, j := range jobs {
 		if found[i] {
 			there = append(there, j.ID)
 		} else if j.DispatchedAt.Before(made) || d.missing.longEnough(j, now, oldest) {
-			lost = append(lost, store.Requeue{ID: j.ID, Epoch: j.Epoch, Attempts: j.Attempts, Tries: j.Tries})
+			lost = append(lost, j)
 		}
 	}
 	if len(there) > 0 {
@@ -108,11 +108,11 @@ func (d *stored) reconcileProvider(ctx context.Context, provider string, jobs []
 	return len(there) + len(lost), d.restore(ctx, lost)
 }
 
-func (d *stored) restore(ctx context.Context, lost []store.Requeue) error {
+func (d *stored) restore(ctx context.Context, lost []store.Job) error {
 	if len(lost) == 0 {
 		return nil
 	}
-	if err := d.rows.Requeue(ctx, lost); err != nil {
+	if err := d.another(ctx, d.limits.lostRounds(ctx, lost)); err != nil {
 		return err
 	}
 	d.log.Warn("messages of jobs were lost; they are dispatched again", "jobs", len(lost))
@@ -168,7 +168,7 @@ func (d *stored) expire(ctx context.Context) error {
 			return err
 		}
 		d.ended(jobs)
-		d.cancel(ctx, jobs)
+		d.recall(ctx, jobs)
 	}
 	return nil
 }

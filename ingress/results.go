@@ -23,8 +23,9 @@ type JobCourse interface {
 // changes nothing about those that are in by then.
 func (d *stored) take(ctx context.Context, results []*queue.Result) (err error) {
 	var ends []store.JobEnd
-	var again []store.Requeue
+	var again []jobRound
 	var blobs []string
+	ran := make(map[string]int)
 	for _, r := range results {
 		kind := "end"
 		switch {
@@ -33,18 +34,21 @@ func (d *stored) take(ctx context.Context, results []*queue.Result) (err error) 
 			err = d.moved(ctx, r.Passed)
 		case undone(r):
 			kind = "lost"
-			again = append(again, requeued(r.End, time.Time{}))
+			again = append(again, d.roundOf(r, time.Time{}))
 		default:
 			var body []byte
 			switch body, err = d.answerOf(ctx, r.End); {
 			case errors.Is(err, queue.ErrNoBlob):
 				kind, err = "lost", nil
-				again = append(again, requeued(r.End, time.Time{}))
+				again = append(again, d.roundOf(r, time.Time{}))
 			case err == nil && anotherRound(r):
 				kind = "again"
-				again = append(again, requeued(r.End, time.Now().Add(roundPause(r.End))))
+				again = append(again, d.roundOf(r, time.Now().Add(roundPause(r.End))))
 			case err == nil:
-				ends = append(ends, d.endOf(r, body, time.Now()))
+				if _, twice := ran[r.End.JobID]; !twice { // the first one counts
+					ends = append(ends, d.endOf(r, body, time.Now()))
+					ran[r.End.JobID] = r.End.Run.Epoch
+				}
 				blobs = append(blobs, r.End.BodyRef)
 			}
 		}
@@ -54,12 +58,12 @@ func (d *stored) take(ctx context.Context, results []*queue.Result) (err error) 
 		d.metrics.results.WithLabelValues(string(r.Lane), kind).Inc()
 	}
 	if len(again) > 0 {
-		if err = d.rows.Requeue(ctx, again); err != nil {
+		if err = d.another(ctx, again); err != nil {
 			return err
 		}
 		d.nudge()
 	}
-	if err = d.finish(ctx, ends); err != nil {
+	if err = d.finish(ctx, ends, ran); err != nil {
 		return err
 	}
 	d.dropBlobs(ctx, blobs)
@@ -134,10 +138,6 @@ func roundPause(e *queue.End) time.Duration {
 	return min(max(roundPauses[min(round(e), len(roundPauses)-1)], e.Err.RetryAfter), longestPause)
 }
 
-func requeued(e *queue.End, notBefore time.Time) store.Requeue {
-	return store.Requeue{ID: e.JobID, Epoch: e.Run.Epoch, NotBefore: notBefore, Attempts: e.Attempts, Tries: e.Tries}
-}
-
 // endOf is the end of a job as the database takes it. The worker's clock tells when the
 // run ended, as far as that lies between the job's acceptance and now: a result may have
 // waited for the database.
@@ -174,37 +174,49 @@ func (d *stored) endOf(r *queue.Result, body []byte, now time.Time) store.JobEnd
 	return end
 }
 
-// finish stores ends and tells whoever waits for them. One that can never be stored keeps
-// no other out.
-func (d *stored) finish(ctx context.Context, ends []store.JobEnd) error {
+// finish stores ends, one for each job, and tells whoever waits for them. ran has the epochs
+// of the runs that ended them, by the jobs' ids; without one it was no run that did. An end
+// that can never be stored keeps no other out.
+func (d *stored) finish(ctx context.Context, ends []store.JobEnd, ran map[string]int) error {
 	if len(ends) == 0 {
 		return nil
 	}
+	for i := range ends {
+		ends[i].Price = d.price
+	}
 	news, err := d.rows.FinishJobs(ctx, ends)
 	if errors.Is(err, store.ErrInvalid) {
-		return d.finishEach(ctx, ends)
+		return d.finishEach(ctx, ends, ran)
 	}
 	if err != nil {
 		return err
 	}
-	d.ended(news)
 	records := make(map[string]*inference.Record, len(ends))
 	for i := range ends {
 		records[ends[i].Record.JobID] = &ends[i].Record
 	}
-	for _, j := range news {
-		if r := records[j.ID]; r != nil {
-			d.usage.spent(r)
+	for i := range news {
+		r := records[news[i].ID]
+		if r != nil {
+			row := store.RecordOf(news[i], *r)
+			d.price(&row)
+			d.usage.spent(&row)
 		}
+		run, was := ran[news[i].ID]
+		if !was {
+			run = news[i].Epoch
+		}
+		d.limits.ended(ctx, &news[i], r, run)
 	}
+	d.ended(news)
 	return nil
 }
 
 // finishEach stores ends of which one is invalid, and an error in the place of that one.
-func (d *stored) finishEach(ctx context.Context, ends []store.JobEnd) error {
+func (d *stored) finishEach(ctx context.Context, ends []store.JobEnd, ran map[string]int) error {
 	if len(ends) > 1 {
 		for i := range ends {
-			if err := d.finish(ctx, ends[i:i+1]); err != nil {
+			if err := d.finish(ctx, ends[i:i+1], ran); err != nil {
 				return err
 			}
 		}
@@ -218,7 +230,7 @@ func (d *stored) finishEach(ctx context.Context, ends []store.JobEnd) error {
 	d.log.Error("end of a job cannot be stored; it ends with an error", "job_id", end.Record.JobID)
 	end.Status, end.Response = store.JobFailed, errorJSON(inference.Errorf(inference.CodeInternal, "The answer cannot be kept."), nil)
 	end.Record.Outcome, end.Record.Status, end.Record.ErrorCode = inference.OutcomeFailed, 500, inference.CodeInternal
-	return d.finish(ctx, []store.JobEnd{end})
+	return d.finish(ctx, []store.JobEnd{end}, ran)
 }
 
 // ended tells everyone here that jobs have ended; their ends are in the database.

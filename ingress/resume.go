@@ -23,7 +23,7 @@ const (
 // from the beginning or from behind the event that Last-Event-ID names. Any ingress
 // serves it, whichever accepted the job.
 func (s *Ingress) resume(w http.ResponseWriter, r *http.Request) {
-	key, err := s.keys.authenticate(r)
+	key, err := s.authenticate(r)
 	if err != nil {
 		s.fail(w, r, err, nil)
 		return

@@ -106,10 +106,10 @@ func (r *rig) startIngress(change ...func(*Options)) (*Ingress, *httptest.Server
 	other = store.Key{ID: "other", Tenant: "others", Hash: apikey.Hash("a-key-of-others"), Models: []string{"m-1"}}
 	reg := prometheus.NewRegistry()
 	o := Options{
-		ID: queue.NewProcessID(), Conn: r.connect(), Keys: &keyTable{}, StaticKeys: []store.Key{key, other}, Append: r.store,
-		Ping:      func(context.Context) error { r.mu.Lock(); defer r.mu.Unlock(); return r.pingErr },
-		Providers: map[string]ProviderInfo{"acme": {Models: []string{"m", "m-*"}, MaxQueued: 4}},
-		Timeout:   soon, Keepalive: 50 * time.Millisecond, MaxBodyBytes: 4 << 20, MaxInFlight: 100, BodyMemory: 64 << 20,
+		ID: queue.NewProcessID(), Conn: r.connect(), Keys: &keyTable{}, Append: r.store,
+		Ping:     func(context.Context) error { r.mu.Lock(); defer r.mu.Unlock(); return r.pingErr },
+		Settings: Settings{StaticKeys: []store.Key{key, other}, Providers: map[string]ProviderInfo{"acme": {Models: []string{"m", "m-*"}, MaxQueued: 4}}},
+		Timeout:  soon, Keepalive: 50 * time.Millisecond, MaxBodyBytes: 4 << 20, MaxInFlight: 100, BodyMemory: 64 << 20,
 		Metrics: NewMetrics(reg), MetricsHandler: promhttp.HandlerFor(reg, promhttp.HandlerOpts{}), Logger: discard(),
 	}
 	for _, c := range change {

@@ -14,20 +14,21 @@ import (
 )
 
 // question is what routing is asked for a client's request.
-func (s *Ingress) question(r *http.Request, key store.Key, kind inference.Kind, req *openaiapi.ChatRequest) routing.Request {
+func (s *Ingress) question(settings *Settings, r *http.Request, key store.Key, kind inference.Kind, req *openaiapi.ChatRequest) routing.Request {
 	return routing.Request{
 		Model: req.Model, Kind: kind, Tenant: key.Tenant, KeyID: key.ID, KeyName: key.Name,
 		Header: r.Header.Get, Metadata: req.Metadata, User: req.User,
 		Stream: req.Stream, Tools: req.HasTools, Images: req.HasImages, StructuredOutput: req.Structured,
 		PromptTokens: req.PromptTokens, OutputTokens: req.MaxOutput,
-		Random: rand.Uint64(), Turn: s.workers.turn, Load: s.load,
+		Random: rand.Uint64(), Turn: settings.layout.turn, Load: s.load,
 	}
 }
 
 // route returns who can serve the request, if the key may ask for its model. Where a
-// rule sends it is the operator's word, and no matter of the key's.
-func (s *Ingress) route(key store.Key, q routing.Request) ([]inference.Candidate, error) {
-	table := s.workers.now()
+// rule sends it is the operator's word, and no matter of the key's. With the error that
+// those are drained it returns them all the same: their answers may be known.
+func (s *Ingress) route(settings *Settings, key store.Key, q routing.Request) ([]inference.Candidate, error) {
+	table := s.table(settings)
 	allowed := permissionFor(key, table, q.Model)
 	if allowed == notPermitted {
 		return nil, errNotAllowed(q.Model)
@@ -42,6 +43,12 @@ func (s *Ingress) route(key store.Key, q routing.Request) ([]inference.Candidate
 	switch {
 	case len(d.Candidates) > 0:
 		return d.Candidates, nil
+	case len(d.Drained) > 0:
+		err := errDrained(q.Model, s.workers.retryAfter(d.Drained[0].Provider))
+		if d.Rule == "" {
+			d.Drained = allowed.among(key, d.Drained, q.Model, d.Model)
+		}
+		return d.Drained, err
 	case len(d.Lacking) > 0:
 		return nil, errLacking(q, d.Lacking)
 	}
@@ -89,8 +96,8 @@ func (p permission) among(key store.Key, candidates []inference.Candidate, model
 }
 
 // serves returns who may serve the model for the key, whatever else a request says.
-func (s *Ingress) serves(key store.Key, model string) ([]inference.Candidate, error) {
-	table := s.workers.now()
+func (s *Ingress) serves(settings *Settings, key store.Key, model string) ([]inference.Candidate, error) {
+	table := s.table(settings)
 	allowed := permissionFor(key, table, model)
 	if allowed == notPermitted {
 		return nil, errNotAllowed(model)
@@ -107,7 +114,7 @@ func (s *Ingress) serves(key store.Key, model string) ([]inference.Candidate, er
 }
 
 func errNotAllowed(model string) error {
-	return &inference.Error{Code: inference.CodeModelNotAllowed, Param: "model", Message: fmt.Sprintf("This API key may not use the model %q.", model)}
+	return &inference.Error{Code: inference.CodeModelNotAllowed, Param: "model", Message: fmt.Sprintf("This API key or token may not use the model %q.", model)}
 }
 
 func errNotServed(model string) error {

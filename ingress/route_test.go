@@ -16,7 +16,9 @@ import (
 
 // ingressOf is an ingress that has nothing but its directory.
 func ingressOf(configured map[string]ProviderInfo, policy routing.Policy) *Ingress {
-	return &Ingress{workers: directoryOf(configured, policy)}
+	s := &Ingress{workers: directoryOf(configured, policy)}
+	s.settings.Store(&Settings{layout: s.workers.layout.Load()})
+	return s
 }
 
 func chatFor(model string) routing.Request {
@@ -29,7 +31,7 @@ func TestModelsThatAKeyMaySee(t *testing.T) {
 		"b": {Models: []string{"m2", "shared", "glob-*"}}, "a": {Models: []string{"m1", "shared", "[odd"}},
 	}, routing.Policy{Aliases: map[string]string{"fast": "m2", "here": "b/shared", "m1": "glob-1", "lost": "nothing"}})
 	ids := func(key store.Key) (list []string) {
-		for _, m := range s.modelsOf(key) {
+		for _, m := range s.modelsOf(s.current(), key) {
 			list = append(list, m.ID+"@"+m.OwnedBy)
 		}
 		return list
@@ -45,12 +47,13 @@ func TestModelsThatAKeyMaySee(t *testing.T) {
 func TestRouteErrors(t *testing.T) {
 	t.Parallel()
 	s := ingressOf(map[string]ProviderInfo{"a": {Models: []string{"m1"}}}, routing.Policy{})
-	_, err := s.route(store.Key{Models: []string{"other"}}, chatFor("m1"))
+	_, err := s.route(s.current(), store.Key{Models: []string{"other"}}, chatFor("m1"))
 	require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code)
-	_, err = s.route(store.Key{}, chatFor("m2"))
+	require.Equal(t, `This API key or token may not use the model "m1".`, inference.AsError(err).Message, "the caller may have either")
+	_, err = s.route(s.current(), store.Key{}, chatFor("m2"))
 	require.Equal(t, inference.CodeModelNotFound, inference.AsError(err).Code)
 	require.Equal(t, "model", inference.AsError(err).Param)
-	candidates, err := s.route(store.Key{}, chatFor("m1"))
+	candidates, err := s.route(s.current(), store.Key{}, chatFor("m1"))
 	require.NoError(t, err)
 	require.Len(t, candidates, 1)
 }
@@ -59,16 +62,16 @@ func TestAKeyForAModelCoversItAtANamedProvider(t *testing.T) {
 	t.Parallel()
 	s := ingressOf(map[string]ProviderInfo{"a": {Models: []string{"m1", "a/m1x", "b/m1"}}, "b": {Models: []string{"m1", "m2"}}}, routing.Policy{})
 	key := store.Key{Models: []string{"m1"}}
-	candidates, err := s.route(key, chatFor("b/m1"))
+	candidates, err := s.route(s.current(), key, chatFor("b/m1"))
 	require.NoError(t, err)
 	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "m1"}}, candidates, "not a's model of that name")
-	candidates, err = s.serves(key, "b/m1")
+	candidates, err = s.serves(s.current(), key, "b/m1")
 	require.NoError(t, err)
 	require.Equal(t, []inference.Candidate{{Provider: "b", Model: "m1"}}, candidates)
 	for _, model := range []string{"b/m2", "m2", "a/m1x", "b/", "nobody/m1"} {
-		_, err = s.route(key, chatFor(model))
+		_, err = s.route(s.current(), key, chatFor(model))
 		require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code, model)
-		_, err = s.serves(key, model)
+		_, err = s.serves(s.current(), key, model)
 		require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code, model)
 	}
 }
@@ -91,7 +94,7 @@ func TestAKeysPermissionHoldsForAliases(t *testing.T) {
 		{[]string{"m1"}, "other", ""},
 		{[]string{"f*"}, "near", ""},
 	} {
-		candidates, err := s.route(store.Key{Models: c.models}, chatFor(c.asked))
+		candidates, err := s.route(s.current(), store.Key{Models: c.models}, chatFor(c.asked))
 		if c.want == "" {
 			require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code, "%+v", c)
 			continue
@@ -108,11 +111,11 @@ func TestARulesTargetNeedsNoPermission(t *testing.T) {
 	})
 	key := store.Key{Models: []string{"m1"}}
 	for _, asked := range []string{"m1", "a/m1"} {
-		candidates, err := s.route(key, chatFor(asked))
+		candidates, err := s.route(s.current(), key, chatFor(asked))
 		require.NoError(t, err, asked)
 		require.Equal(t, []inference.Candidate{{Provider: "b", Model: "big"}}, candidates, asked)
 	}
-	_, err := s.route(key, chatFor("big"))
+	_, err := s.route(s.current(), key, chatFor("big"))
 	require.Equal(t, inference.CodeModelNotAllowed, inference.AsError(err).Code)
 }
 
@@ -142,14 +145,14 @@ func TestWishesThatNobodyCanFulfilAreNamed(t *testing.T) {
 			t.Parallel()
 			q := chatFor("m")
 			c.change(&q)
-			_, err := s.route(store.Key{}, q)
+			_, err := s.route(s.current(), store.Key{}, q)
 			e := inference.AsError(err)
 			require.Equal(t, inference.CodeInvalidRequest, e.Code)
 			require.Equal(t, c.param, e.Param)
 			require.Contains(t, e.Message, c.text)
 		})
 	}
-	_, err := s.route(store.Key{}, chatFor("m"))
+	_, err := s.route(s.current(), store.Key{}, chatFor("m"))
 	require.NoError(t, err)
 }
 
@@ -162,13 +165,13 @@ func TestRoutingIsAskedWithAllThatARequestSays(t *testing.T) {
 	require.NoError(t, err)
 	r := httptest.NewRequest(http.MethodPost, "/", nil)
 	r.Header.Set("X-Team", "ml")
-	q := s.question(r, store.Key{ID: "id", Name: "name", Tenant: "tenant"}, inference.KindChat, &req)
+	q := s.question(s.current(), r, store.Key{ID: "id", Name: "name", Tenant: "tenant"}, inference.KindChat, &req)
 	require.Equal(t, "ml", q.Header("x-team"))
 	require.Equal(t, 7, q.Load("p"))
 	require.EqualValues(t, 0, q.Turn("r"))
 	require.EqualValues(t, 1, q.Turn("r"))
 	require.NotZero(t, q.Random)
-	require.NotEqual(t, q.Random, s.question(r, store.Key{}, inference.KindChat, &req).Random, "drawn anew")
+	require.NotEqual(t, q.Random, s.question(s.current(), r, store.Key{}, inference.KindChat, &req).Random, "drawn anew")
 	q.Header, q.Load, q.Turn, q.Random = nil, nil, nil, 0
 	require.Equal(t, routing.Request{
 		Model: "m", Kind: inference.KindChat, Tenant: "tenant", KeyID: "id", KeyName: "name", User: "u", Metadata: map[string]string{"k": "v"},

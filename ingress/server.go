@@ -17,26 +17,29 @@ import (
 	"github.com/gorilla/mux"
 	"golang.org/x/sync/semaphore"
 
+	administration "sluice/internal/admin"
+	"sluice/internal/cache"
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/internal/queue"
-	"sluice/internal/routing"
+	"sluice/internal/token"
 	"sluice/store"
 )
 
 // Options are what an ingress is made of.
 type Options struct {
-	ID         string
-	Conn       *queue.Conn
-	Keys       KeyStore
-	StaticKeys []store.Key
-	Append     func(ctx context.Context, records []inference.Record) (int, error) // into the database
-	Ping       func(ctx context.Context) error                                    // the database
-	Providers  map[string]ProviderInfo
-	Policy     routing.Policy
-	Webhooks   WebhookOptions
-	Jobs       JobOptions
+	ID       string
+	Conn     *queue.Conn
+	Keys     KeyStore
+	Append   func(ctx context.Context, records []inference.Record) (int, error) // into the database
+	Ping     func(ctx context.Context) error                                    // the database
+	Settings Settings                                                           // to begin with
+	Config   ConfigSource                                                       // where Settings come from; nil: operators cannot ask
+	Webhooks WebhookOptions
+	Jobs     JobOptions
 
 	Idempotency IdempotencyOptions
+	Cache       CacheOptions
 
 	Timeout      time.Duration // a request's deadline, and the most that a client may ask for
 	Keepalive    time.Duration
@@ -44,9 +47,14 @@ type Options struct {
 	BodyTimeout  time.Duration // for a client to send its body; zero: 5 minutes
 	ResumeWindow time.Duration
 	MaxInFlight  int
-	BodyMemory   int64 // bytes of request bodies held at once, and of large answers as much again
+	BodyMemory   int64           // bytes of request bodies held at once, and of large answers as much again
+	Limiter      limits.Reserver // nil: nothing is limited
+	LimitCounts  LimitCounts     // what operators see of that; nil: nothing
 	Files        FileOptions
 	Batches      BatchOptions
+
+	Tenants TenantStore          // nil: nothing is remembered of tenants
+	Admin   administration.Store // what operators see to in the database; nil: nothing
 
 	Metrics        *Metrics
 	MetricsHandler http.Handler
@@ -58,22 +66,29 @@ type Ingress struct {
 	opt     Options
 	conn    *queue.Conn
 	keys    *keyring
+	tokens  *token.Verifier
+	tenants *tenants // nil: nothing is remembered of them
 	workers *directory
 	flights *flights
 	ledger  *ledger
 	files   *files
 	hooks   *hooks
-	batches *batches // nil: there are none
-	stored  *stored  // nil: nothing is answered later
+	batches *batches  // nil: there are none
+	stored  *stored   // nil: nothing is answered later
+	limits  *limiting // nil: nothing is limited
 
 	idempotency *idempotency
+	cache       *answerCache
 	answers     *semaphore.Weighted       // bytes of large answers in memory
 	tails       atomic.Int64              // clients that read events of a job from its keep
 	load        func(provider string) int // jobs of this ingress that the provider has
 	metrics     *Metrics
 	log         *slog.Logger
 
+	applying sync.Mutex // one Apply after the other
+	settings atomic.Pointer[Settings]
 	draining atomic.Bool
+	unknown  seldom // callers that could not be told from others
 }
 
 // bodyTimeout is how long a client may take to send its body, unless Options say
@@ -89,13 +104,17 @@ func New(o Options) *Ingress {
 		opt: o, conn: o.Conn, metrics: o.Metrics, log: o.Logger.With("ingress", o.ID),
 		answers: semaphore.NewWeighted(o.BodyMemory),
 	}
-	s.keys = newKeyring(o.Keys, o.StaticKeys, s.log)
+	s.keys = newKeyring(o.Keys, s.log)
+	s.tenants = newTenants(o.Tenants, s.log)
+	s.keys.tenants = s.tenants
+	s.tokens = token.NewVerifier(token.Options{Metrics: token.NewMetrics(o.Metrics.reg), Logger: s.log})
 	s.flights = &flights{
 		conn: o.Conn, metrics: o.Metrics, log: s.log, most: o.MaxInFlight, bodies: budget{most: o.BodyMemory},
 		byID: make(map[string]*flight), fullAt: make(map[string]time.Time), counts: make(map[string]int), nudge: make(chan struct{}, 1),
 	}
 	s.files = newFiles(o.Files, o.Conn, s.log)
-	s.workers = newDirectory(o.Providers, o.Policy, s.flights.needStreams)
+	s.workers = newDirectory(o.Settings.Providers, o.Settings.Policy, s.flights.needStreams)
+	s.take(o.Settings)
 	s.ledger = &ledger{
 		append: o.Conn.AppendRecords, settle: func(w string, ids []string) error { return s.flights.dispatch.Settle(w, ids) },
 		safe: s.flights.remove, log: s.log, wake: make(chan struct{}, 1),
@@ -103,6 +122,8 @@ func New(o Options) *Ingress {
 	s.flights.ledger, s.flights.workers, s.load = s.ledger, s.workers, s.flights.load
 	s.hooks = newHooks(o.Webhooks, o.Metrics, s.log)
 	s.idempotency = newIdempotency(o.Idempotency, o.MaxInFlight, o.BodyMemory, o.Metrics, s.log)
+	s.limits = newLimiting(s)
+	s.cache = newAnswerCache(o.Cache, o.Conn, func() *cache.Policy { return &s.current().Cache }, o.Metrics, s.log)
 	s.stored = newStored(s)
 	s.batches = newBatches(s)
 	o.Metrics.watch(s)
@@ -121,6 +142,12 @@ func (s *Ingress) Start() (stop func(), err error) {
 		dispatch.Close()
 		return nil, fmt.Errorf("start ingress: %w", err)
 	}
+	purges, err := s.conn.HearPurges(s.opt.ID, s.flights.purge)
+	if err != nil {
+		watch.Close()
+		dispatch.Close()
+		return nil, fmt.Errorf("start ingress: %w", err)
+	}
 	s.conn.OnReconnect(func() {
 		s.flights.streams.reconnected(time.Now())
 		s.flights.needStreams()
@@ -132,6 +159,7 @@ func (s *Ingress) Start() (stop func(), err error) {
 		if unhear, err = s.stored.start(ctx, &loops); err != nil {
 			cancel()
 			loops.Wait()
+			purges.Close()
 			watch.Close()
 			dispatch.Close()
 			return nil, fmt.Errorf("start ingress: %w", err)
@@ -145,9 +173,12 @@ func (s *Ingress) Start() (stop func(), err error) {
 	loops.Go(func() { s.flights.keepStreams(ctx) })
 	loops.Go(func() { s.flights.sweep(ctx) })
 	loops.Go(func() { s.keys.run(ctx) })
+	s.tenants.start(ctx, &loops)
+	loops.Go(func() { s.tokens.Run(ctx) })
 	loops.Go(func() { s.ledger.run(ctx) })
 	loops.Go(func() { s.conn.ConsumeRecords(ctx, s.storeRecords) })
 	loops.Go(func() { s.expireWorkers(ctx) })
+	loops.Go(func() { s.conn.FollowControls(ctx, s.workers.ordered) })
 	if s.opt.Files.Rows != nil {
 		if s.conn.Connected() {
 			s.files.ready(ctx) // so that files are served from the start; run goes on trying
@@ -160,15 +191,18 @@ func (s *Ingress) Start() (stop func(), err error) {
 	loops.Go(func() { s.hooks.run(ctx) })
 	loops.Go(func() { s.hooks.prune(ctx) })
 	loops.Go(func() { s.idempotency.purge(ctx) })
+	loops.Go(func() { s.cache.run(ctx) })
 	return func() {
 		s.idempotency.stop()
 		s.settleRest()
 		cancel()
 		loops.Wait()
 		unhear()
+		purges.Close()
 		watch.Close()
 		dispatch.Close()
 		s.flights.side.Wait()
+		s.flights.keepHolds()
 	}, nil
 }
 
@@ -220,6 +254,7 @@ func (s *Ingress) expireWorkers(ctx context.Context) {
 func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) error {
 	for len(records) > 0 {
 		n := min(len(records), store.MaxBatch)
+		s.current().priceAll(records[:n])
 		inserted, err := s.opt.Append(ctx, records[:n])
 		if errors.Is(err, store.ErrInvalid) {
 			return fmt.Errorf("%w: %w", queue.ErrNeverTaken, err)
@@ -258,7 +293,7 @@ func (s *Ingress) Handler() http.Handler {
 	r.Handle("/metrics", s.opt.MetricsHandler).Methods(http.MethodGet)
 	r.NotFoundHandler = http.HandlerFunc(s.notFound)
 	r.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { s.methodNotAllowed(r, w, q) })
-	return s.identified(r)
+	return s.identified(s.crossOrigin(r))
 }
 
 // requestIDHeader carries the id by which a request is found in logs and ledger.
@@ -268,6 +303,7 @@ const requestIDHeader = "X-Request-Id"
 // logged, and answers with it.
 func (s *Ingress) identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r = s.begun(r)
 		id := r.Header.Get(requestIDHeader)
 		if !saneRequestID(id) {
 			id = newRequestID()
@@ -281,7 +317,7 @@ func (s *Ingress) identified(next http.Handler) http.Handler {
 			body := &incoming{ReadCloser: r.Body}
 			r.Body = body
 			defer body.linger(w)
-			if r.Method != http.MethodPost {
+			if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodDelete {
 				body.closing(w) // nobody will read it
 			}
 		}
@@ -342,7 +378,7 @@ func (s *Ingress) methodNotAllowed(router *mux.Router, w http.ResponseWriter, r 
 
 func allowedMethods(router *mux.Router, r *http.Request) string {
 	var allowed []string
-	for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodPost} {
+	for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodPost, http.MethodPut} {
 		other := r.Clone(r.Context())
 		other.Method = method
 		if m := (mux.RouteMatch{}); router.Match(other, &m) && m.MatchErr == nil {
@@ -364,30 +400,8 @@ func (s *Ingress) fail(w http.ResponseWriter, r *http.Request, err error, detail
 	if body, ok := r.Body.(*incoming); ok {
 		body.closing(w)
 	}
+	if statusOf(e) == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", challenge(e))
+	}
 	writeError(w, e, details)
-}
-
-// logFailure tells of our own and our providers' faults loudly, of clients' faults
-// quietly.
-func (s *Ingress) logFailure(ctx context.Context, requestID string, e *inference.Error, details map[string]any) {
-	level := slog.LevelWarn
-	switch status := statusOf(e); {
-	case e.Code == inference.CodeInternal:
-		level = slog.LevelError
-	case status < 500:
-		level = slog.LevelDebug
-	}
-	args := []any{"request_id", requestID, "code", string(e.Code), "status", statusOf(e)}
-	for _, name := range []string{"job_id", "provider"} {
-		if v, ok := details[name]; ok {
-			args = append(args, name, v)
-		}
-	}
-	if e.Status != 0 {
-		args = append(args, "upstream_status", e.Status)
-	}
-	if e.Err != nil {
-		args = append(args, "error", e.Err)
-	}
-	s.log.Log(ctx, level, "request failed", args...)
 }

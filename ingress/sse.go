@@ -45,9 +45,11 @@ type sseWriter struct {
 	w        http.ResponseWriter
 	ctrl     *http.ResponseController
 	buf      []byte
-	extended time.Time // when the write deadline was last put off
-	head     bool      // the response's head is out
-	late     *flight   // whose headers follow as trailers, because the head went out too early for them
+	extended time.Time  // when the write deadline was last put off
+	head     bool       // the response's head is out
+	begun    bool       // a part of the answer is
+	late     *flight    // whose headers follow as trailers, because the head went out too early for them
+	cached   *cacheCall // as late
 }
 
 func newSSEWriter(w http.ResponseWriter) *sseWriter {
@@ -77,6 +79,7 @@ func (s *sseWriter) begin() {
 
 // chunks writes chunks that follow each other, in one write.
 func (s *sseWriter) chunks(b batch) error {
+	s.begun = s.begun || len(b.Chunks) > 0
 	var id [64]byte
 	for i, c := range b.Chunks {
 		s.buf = append(s.buf, "id: "...)
@@ -109,6 +112,7 @@ func (s *sseWriter) fail(e *inference.Error, details map[string]any, b batch) er
 
 // trailers tells at the end what the head could not.
 func (s *sseWriter) trailers() {
+	s.cached.late(s.w.Header())
 	if s.late == nil {
 		return
 	}

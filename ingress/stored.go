@@ -42,11 +42,14 @@ type stored struct {
 	conn    *queue.Conn
 	runFor  time.Duration // of one run of a job
 	answers *semaphore.Weighted
-	memory  int64  // what answers counts, in bytes
+	memory  int64 // what answers counts, in bytes
+	detour  func([]inference.Candidate) []inference.Candidate
 	events  func() // events have been written
 	lines   func() // lines of batches have ended
 	metrics *jobMetrics
 	usage   *Metrics
+	price   func(*inference.Record)
+	limits  *jobLimits // nil: nothing is limited
 	log     *slog.Logger
 
 	wake    chan struct{} // a job waits for its message
@@ -68,23 +71,25 @@ func newStored(s *Ingress) *stored {
 	if o.Store == nil {
 		return nil
 	}
-	return &stored{
+	d := &stored{
 		opt: o, rows: o.Store, conn: s.conn, runFor: s.opt.Timeout, answers: s.answers, memory: s.opt.BodyMemory,
-		events: s.hooks.nudge, lines: func() {}, metrics: newJobMetrics(s.metrics.reg), usage: s.metrics, log: s.log,
+		detour: s.workers.detour, events: s.hooks.nudge, lines: func() {}, metrics: newJobMetrics(s.metrics.reg), usage: s.metrics, price: func(r *inference.Record) { s.current().price(r) }, log: s.log,
 		wake: make(chan struct{}, 1), reads: make(chan struct{}, readsAtOnce),
 		pauses: pauses{byProvider: make(map[string]providerPause)}, missing: missing{since: make(map[string]missed)},
 		bodies:  bodies{ids: make(map[string]bool)},
 		waiters: waiters{byID: make(map[string]map[chan struct{}]bool)}, room: tenantRoom{counts: make(map[string]tenantCount)},
 	}
+	d.limits = newJobLimits(s, d.nudge)
+	return d
 }
 
 // start begins to hear workers' claims, and runs the loops in the group until ctx ends.
 // close ends the hearing.
 func (d *stored) start(ctx context.Context, loops *sync.WaitGroup) (stop func(), err error) {
-	var hearings []*queue.Hearing
+	var stops []func()
 	stop = func() {
-		for _, h := range hearings {
-			h.Close()
+		for _, end := range stops {
+			end()
 		}
 	}
 	for _, lane := range []inference.Lane{inference.LaneBackground, inference.LaneBatch} {
@@ -93,8 +98,18 @@ func (d *stored) start(ctx context.Context, loops *sync.WaitGroup) (stop func(),
 			stop()
 			return nil, fmt.Errorf("hear claims of lane %s: %w", lane, err)
 		}
-		hearings = append(hearings, h)
+		stops = append(stops, h.Close)
 		loops.Go(func() { d.conn.ConsumeResults(ctx, lane, store.MaxJobs, d.take) })
+	}
+	if d.limits != nil {
+		unhear, err := d.conn.HearCancels(d.limits.recalled)
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("hear of cancelled jobs: %w", err)
+		}
+		stops = append(stops, unhear)
+		loops.Go(func() { d.limits.reviewRecalled(ctx) })
+		loops.Go(func() { d.every(ctx, holdsEvery, "give back limits", d.limits.sweepHolds) })
 	}
 	loops.Go(func() { d.dispatch(ctx) })
 	loops.Go(func() { d.watch(ctx) })

@@ -8,12 +8,14 @@ import (
 	"time"
 
 	"sluice/internal/inference"
+	"sluice/internal/queue"
 )
 
 // streamAnswer sends chunks as they come. The response's head waits a little for the
 // first of them, so that an early failure still has its own HTTP status; after that
-// comments keep the connection open.
-func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight) {
+// comments keep the connection open. out is the writer of a response that has begun while
+// the request waited for its limits, or nil.
+func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight, out *sseWriter) {
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 	// Seen at once, also while a write to a slow client blocks.
@@ -22,7 +24,15 @@ func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight
 
 	ctx, cancel := context.WithDeadline(r.Context(), f.job.Deadline)
 	defer cancel()
-	out := newSSEWriter(w)
+	if out == nil {
+		out = newSSEWriter(w)
+	}
+	if f.cache != nil {
+		f.cache.out = out
+	}
+	if out.head {
+		out.late = f
+	}
 	for {
 		b, err := f.feed.take(ctx, s.opt.Keepalive)
 		switch {
@@ -39,6 +49,9 @@ func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight
 			s.failStream(w, r, out, f, e, batch{})
 			return
 		}
+		if len(b.Chunks) == 0 && b.End == nil && s.beatForsaken(w, r, f) {
+			return
+		}
 		if b.End != nil && b.End.Err != nil {
 			s.failStream(w, r, out, f, b.End.Err, b)
 			return
@@ -46,6 +59,7 @@ func (s *Ingress) streamAnswer(w http.ResponseWriter, r *http.Request, f *flight
 		if !out.head {
 			s.beginStream(w, out, f)
 		}
+		s.gather(f, b)
 		last, err := s.sendBatch(out, b)
 		if err != nil {
 			return // the client is gone; AfterFunc has seen it or is about to
@@ -84,26 +98,54 @@ func (s *Ingress) beginStream(w http.ResponseWriter, out *sseWriter, f *flight) 
 		h.Set("X-Sluice-Queue-Ms", strconv.FormatInt(max(first.after-first.elapsed, 0).Milliseconds(), 10))
 	} else {
 		out.late = f
+		f.cache.openEarly(out)
 	}
 	out.begin()
 }
 
 // failStream ends the answer with an error: as a response of its own while the head
-// is not out, as an event after that.
+// is not out, as an event after that. As long as nothing of the answer is out one from
+// before may stand in.
 func (s *Ingress) failStream(w http.ResponseWriter, r *http.Request, out *sseWriter, f *flight, e *inference.Error, b batch) {
+	f.mu.Lock()
+	end := f.end
+	f.mu.Unlock()
+	if end != nil {
+		s.tellStreamRoute(out, f, end)
+	}
+	if s.standIn(w, r, f.cache, e) {
+		return
+	}
 	if !out.head {
-		f.mu.Lock()
-		end := f.end
-		f.mu.Unlock()
-		if end != nil {
-			s.tellRoute(w.Header(), f, end)
-		}
 		s.fail(w, r, e, s.errorDetails(f))
 		return
 	}
 	s.logFailure(r.Context(), f.job.RequestID, e, s.errorDetails(f))
 	s.metrics.failed(statusOf(e), e.Code)
 	_ = out.fail(e, s.errorDetails(f), b) // a client that is gone needs no word
+}
+
+// beatForsaken looks, when nothing has come for a while, whether nobody is left for the
+// request, and whether it could be answered from before. It reports whether it was.
+func (s *Ingress) beatForsaken(w http.ResponseWriter, r *http.Request, f *flight) bool {
+	select {
+	case <-f.forsaken:
+		return s.insteadOf(w, r, f)
+	default:
+		return false
+	}
+}
+
+// tellStreamRoute says who served the request, while nothing of the answer is out: in
+// headers, or in trailers if the head went out too early for them.
+func (s *Ingress) tellStreamRoute(out *sseWriter, f *flight, end *queue.End) {
+	switch {
+	case !out.head:
+		s.tellRoute(out.w.Header(), "", f, end)
+	case !out.begun:
+		s.tellRoute(out.w.Header(), http.TrailerPrefix, f, end)
+		out.late = nil
+	}
 }
 
 // clientGone gives the job up, unless its client may come back: because it said so,

@@ -46,6 +46,13 @@ func (s *streamAges) since() time.Time {
 	return s.connectedAt
 }
 
+// sinceIf is since, and whether there is a connection. It asks for that first: a connection
+// that is new in between would count as long there, and the time without one as silence.
+func (s *streamAges) sinceIf(connected func() bool) (since time.Time, there bool) {
+	there = connected()
+	return s.since(), there
+}
+
 func (fs *flights) needStreams() {
 	select {
 	case fs.nudge <- struct{}{}:
@@ -114,6 +121,7 @@ func (fs *flights) streamLost(provider string) {
 		f.mu.Lock()
 		if f.at().Provider == provider && f.place.seq != 0 && f.place.lostAt.IsZero() {
 			f.place.lostAt = now
+			f.firstRun.left(provider, f.place.seq, now)
 			lost++
 		}
 		f.mu.Unlock()
@@ -130,12 +138,13 @@ func (fs *flights) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			if !fs.conn.Connected() {
-				continue // nothing can be heard: silence means nothing
-			}
-			since := fs.streams.since()
+			since, connected := fs.streams.sinceIf(fs.conn.Connected)
 			left := lookUps
 			for _, f := range fs.all() {
+				fs.tellForsaken(f, now, since, connected)
+				if !connected {
+					continue // nothing can be heard: silence means nothing
+				}
 				fs.lookAfter(f, now, since)
 				if left > 0 && f.doubtful(now, since) {
 					left--
@@ -180,6 +189,7 @@ func (fs *flights) lookUp(ctx context.Context, f *flight) {
 	defer f.mu.Unlock()
 	if !there && f.place.seq == seq && !f.ended && f.place.lostAt.IsZero() {
 		f.place.lostAt = time.Now()
+		f.firstRun.left(provider, seq, f.place.lostAt)
 		fs.log.Warn("job is not in its queue any more", "job_id", f.job.ID, "provider", provider)
 	}
 }
@@ -205,7 +215,7 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 	f.mu.Lock()
 	n := f.needs(now, connectedAt)
 	left := queue.Place{Candidates: []inference.Candidate{f.at()}, Seq: f.place.seq}
-	if n == needNothing && f.deserted(now, connectedAt, fs.workers.alive) {
+	if n == needNothing && !fs.workers.keeps(left.Candidates[0]) && f.deserted(now, connectedAt, fs.workers.alive) {
 		n = needAside
 		if f.held {
 			f.lostRuns++
@@ -216,6 +226,7 @@ func (fs *flights) lookAfter(f *flight, now, connectedAt time.Time) {
 	switch n {
 	case needRepeat:
 		f.place.sent = now
+		f.firstRun.again(f.job.Epoch)
 	case needNewEpoch:
 		f.job.Epoch += inference.EpochStride - f.job.Epoch%inference.EpochStride
 		if f.held {
@@ -280,7 +291,9 @@ func (fs *flights) aside(f *flight, job *inference.Job, left queue.Place) {
 	fs.side.Go(func() {
 		if err := fs.dispatch.Remove(context.Background(), job.ID, left.Candidates[0].Provider, left.Seq); err != nil {
 			fs.log.Debug("job not taken out of its queue", "job_id", job.ID, "error", err)
+			return
 		}
+		fs.removed(f, left.Candidates[0].Provider, left.Seq)
 	})
 }
 
@@ -325,22 +338,4 @@ func (f *flight) unconfirmed(now, connectedAt time.Time, silent time.Duration) n
 		return needRepeat
 	}
 	return needNothing
-}
-
-// closeUnheard writes the row of a job that was given up and whose worker, if it had
-// one, has not said what it used.
-func (fs *flights) closeUnheard(f *flight) {
-	f.mu.Lock()
-	e, outcome := *f.end, f.outcome
-	f.lost = true
-	f.mu.Unlock()
-	if !f.finish(&e, outcome) {
-		return
-	}
-	if f.feed != nil {
-		last := f.feed.abort(e)
-		fs.side.Go(func() { fs.keepEnd(f, last) }) // its client may still come back, and must not wait for more
-	}
-	fs.account(f, &e)
-	fs.side.Go(func() { fs.cancel(f) }) // its worker, if it had one, will not remove it
 }
