@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -48,6 +49,7 @@ type breakers struct {
 	settings  BreakerSettings
 	changed   func(model, state string) // comes while a breaker is locked: it must not ask one
 	forgotten func(model string)
+	over      atomic.Bool // others have taken their place: they tell of no change any more
 
 	mu      sync.Mutex
 	byModel map[string]*breaker
@@ -64,6 +66,8 @@ type breaker struct {
 	recent window
 
 	used time.Time // guarded by the breakers' lock
+
+	dropped atomic.Bool // another one is in its place
 
 	mu        sync.Mutex
 	state     gobreaker.State
@@ -131,7 +135,7 @@ func (bs *breakers) make(model string) *breaker {
 		},
 		IsSuccessful:  func(err error) bool { return !failing(err) },
 		IsExcluded:    excluded,
-		OnStateChange: func(_ string, _, to gobreaker.State) { b.turn(to, s.OpenFor); bs.changed(model, stateName(to)) },
+		OnStateChange: func(_ string, _, to gobreaker.State) { b.turn(to, s.OpenFor); bs.tell(b, to) },
 	})
 	return b
 }
@@ -312,4 +316,27 @@ func (bs *breakers) slowdown(now time.Time) float64 {
 		return 0
 	}
 	return sum / weight
+}
+
+// tell says that a breaker has turned, unless it is none of ours any more.
+func (bs *breakers) tell(b *breaker, to gobreaker.State) {
+	if !b.dropped.Load() && !bs.over.Load() {
+		bs.changed(b.model, stateName(to))
+	}
+}
+
+// drop forgets the model's breaker, or all of them with "", and returns what it forgot. The
+// next call finds a new one, which is closed; a call that is open tells the old one how it
+// ended, where nobody listens.
+func (bs *breakers) drop(model string) (dropped []*breaker) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	for name, b := range bs.byModel {
+		if model == "" || name == model {
+			b.dropped.Store(true)
+			dropped = append(dropped, b)
+			delete(bs.byModel, name)
+		}
+	}
+	return dropped
 }

@@ -27,7 +27,7 @@ type outlook struct {
 	patience time.Duration    // of a job that another candidate could serve
 	next     bool             // another candidate may be tried for this reason
 	peers    bool             // another worker of the provider does better, and may have the job
-	leaving  bool             // this worker takes no more jobs
+	leaving  bool             // this worker takes no more jobs, for good or for a while
 }
 
 // dispose decides. A worker that is as good comes before another candidate, and either

@@ -270,7 +270,7 @@ func (x *execution) outlook(e *inference.Error) outlook {
 	o.next = x.next(e)
 	o.peers = x.peersMayHelp(e)
 	select {
-	case <-x.pool.quit:
+	case <-x.pool.halt():
 		o.leaving = true
 	default:
 	}

@@ -19,9 +19,8 @@ var lanes = [...]inference.Lane{inference.LaneInteractive, inference.LaneBackgro
 // waits it has a claim to a share of the grants, which comes before everything: so it is
 // never starved, even by a single slot.
 type gate struct {
-	slots int
-
 	mu    sync.Mutex
+	slots int
 	most  int // slots in use while stored jobs are among them, or are due
 	idle  int // slots in use below which a stored job may have one that is not due
 	inUse int
@@ -40,10 +39,20 @@ type gateLane struct {
 const wholeGrant = 1_000_000
 
 func newGate(slots int, background, batch float64) *gate {
-	g := &gate{slots: slots, most: slots, idle: slots - headroom(slots)}
+	g := new(gate)
+	g.resize(slots, background, batch)
+	return g
+}
+
+// resize changes how many slots there are, and the shares of the stored lanes. Of fewer
+// slots those that are in use too many fall away when they become free.
+func (g *gate) resize(slots int, background, batch float64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.slots, g.most, g.idle = slots, slots, slots-headroom(slots)
 	g.lanes[1].share = int64(background * wholeGrant)
 	g.lanes[2].share = int64(batch * wholeGrant)
-	return g
+	g.grantAll()
 }
 
 // headroom is how many slots of so many stored jobs leave idle.

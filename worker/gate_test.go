@@ -266,7 +266,20 @@ func TestTheGateCountsRight(t *testing.T) {
 	const slots = 5
 	g := newGate(slots, 0.1, 0.05)
 	var in, entries atomic.Int64
-	var all sync.WaitGroup
+	var all, governing sync.WaitGroup
+	over := make(chan struct{})
+	governing.Go(func() { // a bound that lets no stored job in does not last
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-over:
+				return
+			case <-tick.C:
+				g.adjust(slots, slots-1)
+			}
+		}
+	})
 	for i := range 24 {
 		all.Go(func() {
 			for n := range 500 {
@@ -294,6 +307,8 @@ func TestTheGateCountsRight(t *testing.T) {
 		})
 	}
 	all.Wait()
+	close(over)
+	governing.Wait()
 	require.Greater(t, entries.Load(), int64(1000))
 	require.Zero(t, g.inUse)
 	require.Zero(t, g.stored())

@@ -33,6 +33,9 @@ func newGovernor(p *pool) *governor {
 	if m.MinConcurrency <= 0 {
 		l.least = m.Concurrency
 	}
+	if n := int(p.limit.Load()); n > 0 { // the pool before it had found out
+		l.now = float64(min(max(n, l.least), l.most))
+	}
 	return &governor{pool: p, limit: l, limited: map[string]int64{p.worker.opt.ID: 0}}
 }
 

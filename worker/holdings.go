@@ -23,6 +23,7 @@ type held struct {
 	settled  chan struct{} // closed when the ingress has taken the end
 	runs     bool          // it may run; until then the worker only asks whether it may
 	told     bool          // the ingress has been told that it is held here
+	idle     bool          // it waits for the breaker of its model
 	doubted  bool          // it may have been given to another worker meanwhile
 }
 
@@ -91,8 +92,17 @@ func (h *holdings) mayRun(j *held) {
 	j.runs = true
 }
 
+// idle notes whether the job waits for the breaker of its model. Its ingress is told soon.
+func (h *holdings) idle(j *held, waits bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if j.idle != waits {
+		j.idle, j.told = waits, false
+	}
+}
+
 // list returns the jobs of ingresses that run here: all of them, or only those not yet
-// listed. One that is only asked about is left out, because the ingress would take it for
+// listed as they are now. One that is only asked about is left out, because the ingress would take it for
 // the job's living run, and the real one for lost.
 func (h *holdings) list(all bool) []queue.HeldJob {
 	h.mu.Lock()
@@ -101,7 +111,7 @@ func (h *holdings) list(all bool) []queue.HeldJob {
 	for _, j := range h.jobs {
 		if j.runs && (all || !j.told) && !j.lane.Stored() {
 			j.told = true
-			jobs = append(jobs, queue.HeldJob{JobID: j.jobID, Run: j.run})
+			jobs = append(jobs, queue.HeldJob{JobID: j.jobID, Run: j.run, Idle: j.idle})
 		}
 	}
 	return jobs

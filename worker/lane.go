@@ -19,6 +19,7 @@ type lane struct {
 	name inference.Lane
 
 	most     atomic.Int64 // jobs that may be in hand whatever the gate lets run
+	running  atomic.Int64 // jobs that have a slot of the gate, which the pool before may have some of, too
 	held     atomic.Int64 // jobs that wait until the provider can be called
 	heldSize atomic.Int64 // of their bodies, bytes
 	settling atomic.Int64 // jobs whose call is over, and whose end is not yet handed over
@@ -57,16 +58,21 @@ func (l *lane) start(ctx, work context.Context) error {
 		l.puller.Reset()
 		return nil
 	}
-	most, lost := l.bound(), p.lost
+	most, lost := l.worthwhile(), p.lost
 	if l.stored() {
-		most, lost = l.worthwhile(), p.lostStored
+		lost = p.lostStored
 	}
 	take := func(d *queue.Delivery) { p.take(work, taken{l, d}) }
-	puller, err := p.worker.conn.NewBoundPuller(p.member.Name, l.name, l.bound(), most, take, lost)
-	if err != nil {
-		return err
+	if p.state == queue.ProviderPaused {
+		l.puller = p.worker.conn.NewPausedPuller(p.member.Name, l.name, l.bound(), most, take, lost)
+	} else {
+		puller, err := p.worker.conn.NewBoundPuller(p.member.Name, l.name, l.bound(), most, take, lost)
+		if err != nil {
+			return err
+		}
+		l.puller = puller
 	}
-	l.puller = puller
+	puller := l.puller
 	p.jobs.Go(func() { puller.Run(ctx) })
 	return nil
 }
@@ -79,18 +85,27 @@ func (l *lane) taker() *queue.Puller {
 	return l.puller
 }
 
-// worthwhile is how many of a stored lane's jobs are worth having in hand. Ends that
-// cannot be handed over count from some number on: then no more jobs are run.
+// worthwhile is how many of the lane's jobs are worth having in hand: of interactive ones
+// those for which the pool that served the provider before leaves a slot. Ends of stored
+// jobs that cannot be handed over count from some number on: then no more jobs are run.
 func (l *lane) worthwhile() int {
+	if !l.stored() {
+		running, _ := l.pool.gate.count(l.nth)
+		before := max(running-int(l.running.Load()), 0)
+		return max(min(int(l.most.Load()), l.bound()-before), 0)
+	}
 	settling := min(int(l.settling.Load()), l.pool.member.Slots)
 	return min(int(l.most.Load()), l.pool.gate.room(l.nth)+settling)
 }
 
 // follow has a stored lane's puller ask for as many jobs as are worth having.
 func (l *lane) follow() {
-	if !l.stored() {
-		return
+	if l.stored() {
+		l.rebound()
 	}
+}
+
+func (l *lane) rebound() {
 	if puller := l.taker(); puller != nil {
 		puller.Bound(l.worthwhile())
 	}
@@ -138,6 +153,7 @@ func (s *slot) enter(ctx context.Context, deadline time.Time, quit <-chan struct
 		}
 		s.taken = true
 	}
+	s.lane.running.Add(1)
 	s.lane.follow()
 	return nil
 }
@@ -146,7 +162,11 @@ func (s *slot) enter(ctx context.Context, deadline time.Time, quit <-chan struct
 func (s *slot) leave() {
 	if s.taken {
 		s.taken = false
+		s.lane.running.Add(-1)
 		s.lane.pool.gate.leave(s.lane.nth, !s.lane.stored() && s.lane.more(time.Now()))
+		if s.lane.pool.replaced.Load() {
+			s.lane.pool.worker.vacated(s.lane)
+		}
 	}
 }
 
@@ -202,5 +222,5 @@ func (s *slot) retake(ctx context.Context, deadline time.Time, quit <-chan struc
 // enter has the job wait for its slot. It returns false when the worker is to stop first;
 // if the job's time is over, its run says so.
 func (p *pool) enter(ctx context.Context, x *execution) bool {
-	return !errors.Is(x.slot.enter(ctx, x.job.Deadline, p.quit), queue.ErrStopped)
+	return !errors.Is(x.slot.enter(ctx, x.job.Deadline, p.halt()), queue.ErrStopped)
 }

@@ -80,6 +80,7 @@ type providerMetrics struct {
 	limit, held  prometheus.Gauge
 	failovers    *prometheus.CounterVec
 	stored       *prometheus.GaugeVec
+	gauges       *Metrics
 }
 
 func (m *Metrics) provider(name string) *providerMetrics {
@@ -87,7 +88,7 @@ func (m *Metrics) provider(name string) *providerMetrics {
 		name: name, upstream: m.upstream.WithLabelValues(name), retries: m.retries.WithLabelValues(name),
 		redeliveries: m.redeliveries.WithLabelValues(name), inFlight: m.inFlight.WithLabelValues(name),
 		succeeded: m.ends.WithLabelValues(name, ""), ends: m.ends, keys: m.keys,
-		breakers: m.breakers, limit: m.limit.WithLabelValues(name), held: m.held.WithLabelValues(name), failovers: m.failovers, stored: m.stored,
+		breakers: m.breakers, limit: m.limit.WithLabelValues(name), held: m.held.WithLabelValues(name), failovers: m.failovers, stored: m.stored, gauges: m,
 	}
 }
 
@@ -106,6 +107,19 @@ func (m *providerMetrics) breaker(model, state string) {
 // forget takes the breaker of a model away that nobody calls any more.
 func (m *providerMetrics) forget(model string) {
 	m.breakers.DeletePartialMatch(prometheus.Labels{"provider": m.name, "model": model})
+}
+
+// breakersAnew takes the breakers of all models away: others take their place.
+func (m *providerMetrics) breakersAnew() {
+	m.breakers.DeletePartialMatch(prometheus.Labels{"provider": m.name})
+}
+
+// gone takes away what is shown of a provider that is not served any more. What was
+// counted stays.
+func (m *providerMetrics) gone() {
+	for _, g := range []*prometheus.GaugeVec{m.gauges.inFlight, m.gauges.limit, m.gauges.held, m.keys, m.breakers, m.stored} {
+		g.DeletePartialMatch(prometheus.Labels{"provider": m.name})
+	}
 }
 
 func (m *providerMetrics) failedOver(reason inference.Reasons) {

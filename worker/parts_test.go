@@ -83,6 +83,12 @@ func TestHoldings(t *testing.T) {
 	require.Len(t, h.list(false), 2)
 	require.Empty(t, h.list(false), "what was told is not told again")
 	require.Len(t, h.list(true), 2, "unless all is asked for")
+	for _, waits := range []bool{true, false} {
+		h.idle(a, waits)
+		h.idle(a, waits)
+		require.Equal(t, []queue.HeldJob{{JobID: "a", Run: a.run, Idle: waits}}, h.list(false))
+		require.Empty(t, h.list(false))
+	}
 
 	h.Cancelled([]string{"a", "unknown"})
 	require.ErrorIs(t, context.Cause(actx), errCancelled)

@@ -42,10 +42,12 @@ func (p *pool) hold(ctx context.Context, x *execution) bool {
 		s.release()
 	}
 	p.worker.news.Store(true)
+	p.worker.hold.idle(x.held, x.blocked.turned != nil)
+	defer p.worker.hold.idle(x.held, false)
 	p.pause(ctx, x)
 	l.held.Add(-1)
 	p.worker.news.Store(true)
-	err := s.retake(ctx, x.job.Deadline, p.quit)
+	err := s.retake(ctx, x.job.Deadline, p.halt())
 	l.heldSize.Add(-size)
 	if errors.Is(err, queue.ErrStopped) {
 		s.release()
@@ -62,7 +64,7 @@ const (
 )
 
 // pause waits for what stands in the way, or for another candidate that may serve the
-// job. A worker that is to stop does not wait.
+// job. A worker that is to stop, or whose provider is paused, does not wait.
 func (p *pool) pause(ctx context.Context, x *execution) {
 	wait := holdAtMost
 	if known := x.blocked.wait(time.Now()); known > 0 {
@@ -76,12 +78,13 @@ func (p *pool) pause(ctx context.Context, x *execution) {
 		defer tick.Stop()
 		look = tick.C
 	}
+	halted := p.halt()
 	for {
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-x.blocked.turned:
-		case <-p.quit:
+		case <-halted:
 		case <-look:
 			if time.Since(x.blockedAt) <= p.member.Patience || !x.next(x.blocked.err) {
 				continue
@@ -120,7 +123,9 @@ func (p *pool) leftToPeers(job *inference.Job, d *queue.Delivery) bool {
 // might take this one for lost.
 func (p *pool) giveBack(work, ctx context.Context, x *execution) {
 	delay := time.Duration(0)
-	if n := p.worker.failed.add(p.failing(x.job)); n > 1 {
+	if p.paused() {
+		// It did not fail here: whoever is the first to take jobs again has it.
+	} else if n := p.worker.failed.add(p.failing(x.job)); n > 1 {
 		delay = peersWait(n) // it came back here before
 	}
 	p.worker.hold.remove(x.held)
@@ -201,7 +206,8 @@ func (p *pool) throttle(now time.Time) {
 			most = max(p.member.Breaker.Probes, 1)
 		}
 	}
-	taker.Bound(most)
+	p.lanes[0].most.Store(int64(most))
+	taker.Bound(p.lanes[0].worthwhile())
 	others := p.worker.peers.of(p.member.Name, now)
 	workers, elsewhere := len(others)+1, 0
 	for _, o := range others {

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -292,6 +293,7 @@ func TestAHeldJobGivesItsSlotAway(t *testing.T) {
 	r.settle(e)
 	ends := r.settleAll(3)
 	require.EqualValues(t, 1, m.most.Load(), "each has the slot again")
+	require.True(t, r.saidIdle(first.ID), "its ingress may do without")
 	require.Less(t, time.Since(opened), 3*time.Second+holdAtMost-time.Second, "the turn wakes them")
 	for _, e := range ends {
 		require.Nil(t, e.Err)
@@ -301,6 +303,18 @@ func TestAHeldJobGivesItsSlotAway(t *testing.T) {
 	r.empty()
 	require.Zero(t, w.pools[0].lanes[0].held.Load())
 	require.Zero(t, w.pools[0].lanes[0].heldSize.Load())
+}
+
+// saidIdle reports whether ingresses have been told that no call is made for the job.
+func (r *rig) saidIdle(jobID string) (said bool) {
+	for {
+		select {
+		case h := <-r.held:
+			said = said || slices.ContainsFunc(h.Jobs, func(j queue.HeldJob) bool { return j.JobID == jobID && j.Idle })
+		default:
+			return said
+		}
+	}
 }
 
 // probing is a worker whose one probe hangs, with a job that waits for it.

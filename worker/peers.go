@@ -110,7 +110,10 @@ const peersHeard = 2 * time.Second
 // can call it as far as is known.
 func (w *Worker) alive(c inference.Candidate) bool {
 	now := time.Now()
-	for _, p := range w.pools {
+	if w.orders.of(c.Provider, now) != queue.ProviderActive {
+		return false // it would wait there, or come to a queue that is to become empty
+	}
+	for _, p := range w.served() {
 		if p.member.Name == c.Provider && p.started() && !p.refused.Load() && !trips(p.breakers.states(now), c.Model) {
 			return true
 		}

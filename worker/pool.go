@@ -24,7 +24,7 @@ type pool struct {
 	jobs     sync.WaitGroup
 	idle     chan taken    // heard by goroutines without a job
 	quit     chan struct{} // closed when no more jobs are taken
-	inFlight atomic.Int64
+	inFlight *atomic.Int64 // calls that are open, those of the pools before it included
 	ended    atomic.Int64
 	models   atomic.Pointer[[]string]
 	stale    atomic.Bool // its stream has to be made, or made again
@@ -39,16 +39,22 @@ type pool struct {
 	limited  atomic.Int64 // calls answered with 429
 	limit    atomic.Int64 // calls at once across all workers, as the governor says; zero until it knows
 
+	replaced  atomic.Bool // another pool has taken over, or nobody serves the provider any more
+	inherited bool        // the one before it had begun to take jobs
+	leaves    bool        // its provider is not served any more; known to Run alone
+
 	mu      sync.Mutex // also of the lanes' pullers
 	stopped bool
+	state   queue.ProviderState // that operators want, as far as is known; empty: it is active
+	halted  chan struct{}       // closed while no job is begun
 	rate    rate
 }
 
 func newPool(w *Worker, m Member, metrics *providerMetrics) *pool {
 	p := &pool{
-		worker: w, member: m, metrics: metrics, idle: make(chan taken), quit: make(chan struct{}),
+		worker: w, member: m, metrics: metrics, idle: make(chan taken), quit: make(chan struct{}), halted: make(chan struct{}),
 		gate:   newGate(m.Slots, cmp.Or(m.BackgroundShare, defaultBackgroundShare), cmp.Or(m.BatchShare, defaultBatchShare)),
-		budget: newRetryBudget(m.RetryBudget),
+		budget: newRetryBudget(m.RetryBudget), inFlight: new(atomic.Int64),
 	}
 	for i, name := range lanes {
 		p.lanes[i] = newLane(p, i, name)
@@ -125,19 +131,23 @@ func (p *pool) lostStored() {
 func (p *pool) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.stopped {
+		return
+	}
 	p.stopped = true
 	for _, l := range p.lanes {
 		if l.puller != nil {
 			l.puller.Stop()
 		}
 	}
+	p.haltLocked()
 	close(p.quit)
 }
 
 func (p *pool) started() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.lanes[0].puller != nil && !p.stopped
+	return (p.lanes[0].puller != nil || p.inherited) && !p.stopped
 }
 
 func (p *pool) presence() queue.ProviderPresence {
@@ -150,7 +160,7 @@ func (p *pool) presence() queue.ProviderPresence {
 		p.metrics.lane(l)
 	}
 	p.mu.Lock()
-	perSecond := p.rate.of(p.ended.Load(), time.Now())
+	perSecond, state := p.rate.of(p.ended.Load(), time.Now()), p.state
 	p.mu.Unlock()
 	now := time.Now()
 	pp := queue.ProviderPresence{
@@ -158,6 +168,7 @@ func (p *pool) presence() queue.ProviderPresence {
 		Slots: p.member.Slots, InFlight: int(p.inFlight.Load()), Rate: perSecond,
 		Limit: int(p.limit.Load()), Held: held, Limited: p.limited.Load(), Refused: refused,
 		Slowdown: p.breakers.slowdown(now), States: p.breakers.states(now),
+		State: state,
 	}
 	pp.Waiting = p.lanes[0].behind(now)
 	if t := p.traits.Load(); t != nil {

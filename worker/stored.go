@@ -121,7 +121,7 @@ func (o storeOwned) report(ctx context.Context, x *execution, r *queue.Result) b
 		}
 		x.held.delivery.Progress()
 		select {
-		case <-o.quit:
+		case <-o.worker.stopping:
 			if last--; last == 0 {
 				return false
 			}

@@ -30,6 +30,11 @@ type Member struct {
 	Patience       time.Duration // of a job that another candidate could serve, when the provider asks for a wait
 	Breaker        BreakerSettings
 
+	// Settings is the same for members that are set up alike, and Upstream for those that
+	// call the same upstream with the same keys. Both are fingerprints, of which Apply sees
+	// what has changed; empty ones differ from all.
+	Settings, Upstream string
+
 	// Shares of the grants of slots that a stored lane has at the least while it waits,
 	// from 0 to 1. Zero: 0.1 and 0.05.
 	BackgroundShare float64
@@ -63,12 +68,23 @@ type Worker struct {
 	unread *tally // tries to fetch a job's body that failed
 	failed *tally // jobs that the provider failed here, and that another worker is to have
 	peers  *peers
-	pools  []*pool
+
+	poolsMu sync.RWMutex
+	pools   []*pool // of the providers that are served; the slice itself is never changed
+	retired []*pool // take no new jobs, or soon none, and have some in hand
+
+	turnover sync.Mutex // held while pools come and go
+	changes  chan *change
+	running  chan struct{} // closed when Run has begun to serve
+	stopping chan struct{} // closed when the worker is to stop
+	ended    chan struct{} // closed when Run has returned
 
 	ready     chan struct{} // closed when jobs are taken for the first time
 	readyOnce sync.Once
 	rebuild   chan struct{} // the server has to be given its streams again
 	news      atomic.Bool   // something to announce before the next second
+	resets    resets
+	orders    orders
 }
 
 // New returns a worker that has not yet taken anything.
@@ -76,6 +92,8 @@ func New(o Options) *Worker {
 	w := &Worker{
 		opt: o, conn: o.Conn, log: o.Logger.With("worker", o.ID), hold: newHoldings(),
 		absent: newTally(), unread: newTally(), failed: newTally(), peers: newPeers(o.ID), ready: make(chan struct{}), rebuild: make(chan struct{}, 1),
+		changes: make(chan *change), running: make(chan struct{}), stopping: make(chan struct{}), ended: make(chan struct{}),
+		orders: orders{heard: make(chan struct{})}, resets: make(resets),
 	}
 	for _, m := range o.Members {
 		w.pools = append(w.pools, newPool(w, m, o.Metrics.provider(m.Name)))
@@ -97,8 +115,9 @@ const (
 // Run serves until ctx ends, then finishes what it has in hand. It returns an error
 // only if it could not begin.
 func (w *Worker) Run(ctx context.Context) error {
-	names := make([]string, 0, len(w.pools))
-	for _, p := range w.pools {
+	defer close(w.ended)
+	var names []string
+	for _, p := range w.served() {
 		names = append(names, p.member.Name)
 	}
 	var err error
@@ -112,6 +131,12 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	defer watch.Close()
 	w.peers.begin(time.Now())
+	defer w.closeResets()
+	for _, name := range names {
+		if err := w.hearResets(name); err != nil {
+			return fmt.Errorf("start worker: %w", err)
+		}
+	}
 	w.conn.OnReconnect(w.needRebuild)
 	w.needRebuild()
 
@@ -124,14 +149,21 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer stopBeats()
 	loops.Go(func() { w.keepStreams(ctx, work) })
 	loops.Go(func() { w.keepBeating(beats) })
-	for _, p := range w.pools {
-		loops.Go(func() { p.watchModels(ctx) })
-		loops.Go(func() { newGovernor(p).run(ctx) })
+	loops.Go(func() { w.conn.FollowControls(ctx, w.ordered) })
+	for _, p := range w.served() {
+		p.jobs.Go(func() { p.look(ctx) })
 	}
-
-	<-ctx.Done()
-	w.drain(abort)
-	return nil
+	close(w.running)
+	for {
+		select {
+		case c := <-w.changes:
+			w.change(ctx, c, &loops)
+		case <-ctx.Done():
+			close(w.stopping)
+			w.drain(abort)
+			return nil
+		}
+	}
 }
 
 // errStopping is why a job is given up when a drain runs out of time.
@@ -140,7 +172,7 @@ var errStopping = errors.New("worker is stopping")
 // drain takes no more jobs and waits for those in hand.
 func (w *Worker) drain(abort context.CancelCauseFunc) {
 	var jobs sync.WaitGroup
-	for _, p := range w.pools {
+	for _, p := range w.all() {
 		p.stop()
 		jobs.Go(p.jobs.Wait)
 	}
@@ -173,6 +205,11 @@ const streamsRetry = 500 * time.Millisecond
 // the start, after each reconnect (a server with memory storage forgets them), and
 // when a pull finds none.
 func (w *Worker) keepStreams(ctx, work context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-w.orders.heard: // so that nothing is taken in a pause that began before the worker
+	}
 	var said complaint
 	for {
 		select {
@@ -210,15 +247,16 @@ func (w *Worker) ensure(ctx, work context.Context) error {
 	if err := w.conn.EnsureShared(ctx); err != nil {
 		return err
 	}
+	w.greet()
 	var errs []error
-	for _, p := range w.pools {
+	for _, p := range w.served() {
 		errs = append(errs, p.remake(ctx, work, &p.stale, p.ensure))
 	}
 	w.announce(false)
 	if len(w.Serves()) > 0 {
 		w.readyOnce.Do(func() { close(w.ready) })
 	}
-	for _, p := range w.pools {
+	for _, p := range w.served() {
 		errs = append(errs, p.remake(ctx, work, &p.unstored, p.ensureStored))
 	}
 	return errors.Join(errs...)
@@ -226,7 +264,7 @@ func (w *Worker) ensure(ctx, work context.Context) error {
 
 // needRebuild has the streams of all providers made again.
 func (w *Worker) needRebuild() {
-	for _, p := range w.pools {
+	for _, p := range w.served() {
 		p.stale.Store(true)
 		p.unstored.Store(true)
 	}
@@ -261,6 +299,7 @@ func (w *Worker) keepBeating(ctx context.Context) {
 		case <-tick.C:
 			now = time.Now()
 		}
+		w.obey(now)
 		if err := w.answer.Hold(w.hold.list(n%full == 0)); err != nil {
 			w.log.Warn("beat not sent", "error", err)
 		}
@@ -279,9 +318,19 @@ func (w *Worker) keepBeating(ctx context.Context) {
 	}
 }
 
+// greet announces the worker before it takes anything, or takes anything again: whoever is
+// lost after that has been heard of.
+func (w *Worker) greet() {
+	if len(w.Serves()) > 0 {
+		w.announce(false)
+	} else if err := w.conn.Announce(queue.Presence{Worker: w.opt.ID}); err != nil {
+		w.log.Warn("announcement not sent", "error", err)
+	}
+}
+
 func (w *Worker) announce(leaving bool) {
 	p := queue.Presence{Worker: w.opt.ID, Leaving: leaving}
-	for _, pl := range w.pools {
+	for _, pl := range w.served() {
 		if pl.started() {
 			p.Providers = append(p.Providers, pl.presence())
 		}
@@ -297,7 +346,7 @@ func (w *Worker) announce(leaving bool) {
 // Serves returns the providers that this worker takes jobs of at the moment.
 func (w *Worker) Serves() []string {
 	var names []string
-	for _, p := range w.pools {
+	for _, p := range w.served() {
 		if p.started() {
 			names = append(names, p.member.Name)
 		}

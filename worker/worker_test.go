@@ -355,3 +355,17 @@ func TestUpstreamKeysAreShown(t *testing.T) {
 	}
 	require.Equal(t, map[string]float64{providers.KeyOK: 2, providers.KeyCooling: 0, providers.KeyRefused: 1}, got)
 }
+
+// Whoever listens has heard of a worker before it takes anything, so that one that is lost
+// at once is missed.
+func TestAWorkerGreetsBeforeItTakesJobs(t *testing.T) {
+	t.Parallel()
+	r := setup(t, hang)
+	heard := make(chan queue.Presence, 100)
+	l, err := r.conn.Watch(func(p queue.Presence) { heard <- p })
+	require.NoError(t, err)
+	defer l.Close()
+	r.start("worker01")
+	require.Equal(t, queue.Presence{Worker: "worker01"}, next(t, heard), "it takes nothing yet")
+	require.NotEmpty(t, next(t, heard).Providers)
+}

@@ -18,6 +18,7 @@ import (
 	"sluice/internal/apikey"
 	"sluice/internal/config"
 	"sluice/internal/observability"
+	"sluice/internal/pricing"
 	"sluice/internal/queue"
 	"sluice/providers/registry"
 	"sluice/store"
@@ -93,14 +94,16 @@ func connect(name string, cfg *config.Config, embedded *queue.Embedded, log *slo
 
 // newIngress starts what hears the queue. It is stopped after the HTTP server and
 // the worker, whose last answers it takes.
-func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, db store.Store, m *ingress.Metrics, reg *prometheus.Registry, log *slog.Logger) (*ingress.Ingress, error) {
+func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, db store.Store, conf *reloader, m *ingress.Metrics, reg *prometheus.Registry, log *slog.Logger) (*ingress.Ingress, error) {
 	conn, err := connect("sluice-ingress", cfg, embedded, log)
 	if err != nil {
 		return nil, err
 	}
+	limiter := startLimiter(conn, db, reg, log)
 	in := ingress.New(ingress.Options{
-		ID: queue.NewProcessID(), Conn: conn, Keys: db, StaticKeys: staticKeys(cfg), Append: db.AppendUsage, Ping: db.Ping,
-		Providers: providerInfos(cfg), Policy: routingPolicy(cfg), Webhooks: webhookOptions(cfg, db),
+		ID: queue.NewProcessID(), Conn: conn, Keys: db, Append: db.AppendUsage, Ping: db.Ping,
+		Limiter: limiter, LimitCounts: limiter,
+		Settings: ingressSettings(cfg), Config: conf, Webhooks: webhookOptions(cfg, db),
 		Jobs: jobOptions(cfg, db), Batches: batchOptions(cfg, db),
 		Timeout: cfg.Server.Timeout, Keepalive: cfg.Server.Keepalive, MaxBodyBytes: int64(cfg.Server.MaxBodyBytes),
 		ResumeWindow: cfg.Server.ResumeWindow, MaxInFlight: cfg.Server.MaxInFlight, BodyMemory: int64(cfg.Server.BodyMemory),
@@ -108,7 +111,9 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 			Rows: db, MaxBytes: int64(cfg.Files.MaxBytes), MaxBatchBytes: int64(cfg.Files.MaxBatchBytes),
 			ExpireAfter: cfg.Files.ExpireAfter, MaxTransfers: cfg.Files.MaxTransfers,
 		},
+		Tenants: db, Admin: db,
 		Idempotency: ingress.IdempotencyOptions{Keys: db, Keep: cfg.Idempotency.Keep},
+		Cache:       ingress.CacheOptions{Rows: db},
 		Metrics:     m, MetricsHandler: observability.MetricsHandler(reg), Logger: log,
 	})
 	var stop func()
@@ -127,10 +132,21 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 		},
 		func() {
 			stop()
+			limiter.stop()
 			conn.Close()
 		},
 	))
 	return in, nil
+}
+
+// ingressSettings is what of the configuration may change while an ingress runs.
+func ingressSettings(cfg *config.Config) ingress.Settings {
+	prices := priceTable(cfg)
+	return ingress.Settings{
+		StaticKeys: staticKeys(cfg), Providers: providerInfos(cfg, prices), Policy: routingPolicy(cfg), Prices: prices,
+		Tokens: tokenIssuers(cfg), CORS: crossOrigin(cfg),
+		Limits: limitSettings(cfg, prices), Cache: cfg.Cache.Policy(),
+	}
 }
 
 func jobOptions(cfg *config.Config, db store.Store) ingress.JobOptions {
@@ -150,10 +166,10 @@ func batchOptions(cfg *config.Config, db store.Store) ingress.BatchOptions {
 	}
 }
 
-func providerInfos(cfg *config.Config) map[string]ingress.ProviderInfo {
+func providerInfos(cfg *config.Config, prices *pricing.Table) map[string]ingress.ProviderInfo {
 	infos := make(map[string]ingress.ProviderInfo, len(cfg.Providers))
 	for name, p := range cfg.Providers {
-		infos[name] = ingress.ProviderInfo{Models: p.Models, MaxQueued: maxQueued(cfg, p), Prices: routingPrices(p)}
+		infos[name] = ingress.ProviderInfo{Models: p.Models, MaxQueued: maxQueued(cfg, p), Prices: routingPrices(prices, name)}
 	}
 	return infos
 }
@@ -170,6 +186,7 @@ func staticKeys(cfg *config.Config) []store.Key {
 	for _, k := range cfg.Auth.Keys {
 		keys = append(keys, store.Key{
 			ID: "config:" + k.Name, Name: k.Name, Tenant: k.Tenant, Hash: apikey.Hash(k.Key.Reveal()), Models: k.Models, ExpiresAt: k.ExpiresAt,
+			Limits: ownLimits(k.Limits),
 		})
 	}
 	return keys
@@ -178,8 +195,8 @@ func staticKeys(cfg *config.Config) []store.Key {
 // runningWorker is a worker with its own loop.
 type runningWorker struct{ *worker.Worker }
 
-func newWorker(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, embedded *queue.Embedded, names serving, m *worker.Metrics, log *slog.Logger) (*runningWorker, error) {
-	members, err := workerMembers(cfg, names)
+func newWorker(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, embedded *queue.Embedded, names serving, conf *reloader, m *worker.Metrics, log *slog.Logger) (*runningWorker, error) {
+	members, err := workerMembers(cfg, names, conf.marks)
 	if err != nil {
 		return nil, startFailed(err)
 	}
@@ -199,24 +216,21 @@ func newWorker(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, embedded 
 			cancel()
 			wait()
 			conn.Close()
-			var err error
-			for _, mem := range members {
-				err = errors.Join(err, mem.Provider.Close())
-			}
-			return err
+			return w.Close()
 		},
 	))
 	return &runningWorker{w}, nil
 }
 
-func workerMembers(cfg *config.Config, names []string) ([]worker.Member, error) {
+func workerMembers(cfg *config.Config, names []string, marks marks) ([]worker.Member, error) {
 	var members []worker.Member
 	for _, name := range names {
 		p := cfg.Providers[name]
 		adapter, err := registry.Build(name, adapterSettings(p))
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, closeAdapters(members))
 		}
+		settings, upstream := marks.of(name)
 		slots := p.Concurrency
 		if p.WorkerConcurrency > 0 {
 			slots = min(slots, p.WorkerConcurrency)
@@ -225,7 +239,7 @@ func workerMembers(cfg *config.Config, names []string) ([]worker.Member, error) 
 			Name: name, Provider: adapter, Slots: slots, Concurrency: p.Concurrency, MaxQueued: maxQueued(cfg, p),
 			MaxRetries: p.MaxRetries, MaxBody: int64(cfg.Server.MaxBodyBytes),
 			MinConcurrency: p.MinConcurrency, MaxSlowdown: p.MaxSlowdown, RetryBudget: p.RetryBudget, Patience: p.Patience,
-			Breaker:         breakerSettings(p.Breaker),
+			Breaker: breakerSettings(p.Breaker), Settings: settings, Upstream: upstream,
 			BackgroundShare: cfg.Queue.Lanes.BackgroundMinShare, BatchShare: cfg.Queue.Lanes.BatchMinShare,
 		})
 	}
@@ -321,7 +335,7 @@ func (p httpParts) lameDuck(ctx context.Context) {
 }
 
 // serveWorkerHealth gives a worker its own small listener, if one is configured.
-func serveWorkerHealth(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, w *runningWorker, names serving, reg *prometheus.Registry) error {
+func serveWorkerHealth(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, w *runningWorker, names serving, reg *prometheus.Registry, log *slog.Logger) error {
 	if cfg.Observability.Address == "" {
 		return nil
 	}
@@ -341,7 +355,10 @@ func serveWorkerHealth(lc fx.Lifecycle, parts *supervisor, cfg *config.Config, w
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: headerTimeout}
 	var wait func()
 	lc.Append(fx.StartStopHook(
-		func() { wait = parts.serve("health listener", srv, l) },
+		func() {
+			wait = parts.serve("health listener", srv, l)
+			log.Info("serving health and metrics", "address", l.Addr().String())
+		},
 		func() error {
 			err := srv.Close()
 			wait()

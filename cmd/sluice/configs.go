@@ -13,7 +13,11 @@ import (
 func configCommand(s *settings) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Check, show and describe the configuration",
+		Short: "Check, show, describe and reload the configuration",
+		Long: `Check, show, describe and reload the configuration. A process that serves follows
+its file: a change takes force while it runs, without a request being lost, and a
+file that is no good changes nothing. The schema says of each setting whether it
+changes so (x-reload: live) or at the next start alone (x-reload: restart).`,
 		Example: `  sluice config validate --config sluice.yaml
   sluice config show --config sluice.yaml
   sluice config schema > sluice.schema.json`,
@@ -25,7 +29,7 @@ func configCommand(s *settings) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(configValidate(s), configShow(s), configSchema())
+	cmd.AddCommand(configValidate(s), configShow(s), configSchema(), configReload(s))
 	return cmd
 }
 
@@ -77,11 +81,21 @@ func configValidate(s *settings) *cobra.Command {
 
 func configShow(s *settings) *cobra.Command {
 	var r reader
+	var live bool
 	cmd := &cobra.Command{
 		Use: "show", Short: "Print the settings in force, secrets masked", Args: noArgs,
+		Long: `Print the settings as the configuration gives them, secrets masked; with --live as
+they are in force in the running ingress, with what is to say of them.`,
 		Example: `  sluice config show --config sluice.yaml
-  sluice config show --role worker --provider openai --config worker.yaml`,
+  sluice config show --role worker --provider openai --config worker.yaml
+  sluice config show --live --config sluice.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if live && (cmd.Flags().Changed("role") || cmd.Flags().Changed("provider")) {
+				return usageError{errors.New("--role and --provider do not go with --live: what runs has its settings")}
+			}
+			if live {
+				return showLive(cmd, s)
+			}
 			loaded, err := r.load(cmd, s)
 			if err != nil {
 				return err
@@ -94,6 +108,7 @@ func configShow(s *settings) *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&live, "live", false, "ask the ingress that runs at admin.address")
 	r.addFlags(cmd)
 	return cmd
 }

@@ -287,10 +287,10 @@ func TestSettingsReachTheirParts(t *testing.T) {
 		Models: []string{"m"}, Chat: &yes, Embeddings: &no, Streaming: &yes, Tools: &no, Images: &yes, StructuredOutput: &no,
 		ContextTokens: &many, OutputTokens: &some,
 	}}
-	p.Prices = []config.Price{{Models: []string{"m"}, Input: 1, Output: 2}}
+	p.Prices = []config.Price{{Models: []string{"m"}, Input: 1e9, Output: 2e9}}
 	cfg.Providers = map[string]config.Provider{"a": p}
 
-	members, err := workerMembers(&cfg, []string{"a"})
+	members, err := workerMembers(&cfg, []string{"a"}, marksOf(0, nil, &cfg))
 	require.NoError(t, err)
 	m := members[0]
 	t.Cleanup(func() { require.NoError(t, m.Provider.Close()) })
@@ -300,8 +300,16 @@ func TestSettingsReachTheirParts(t *testing.T) {
 		Models: []string{"m"}, Chat: &yes, Embeddings: &no, Streaming: &yes, Tools: &no, Images: &yes, StructuredOutput: &no,
 		ContextTokens: &many, OutputTokens: &some,
 	}}, adapterSettings(p).Overrides)
-	require.Equal(t, routingPrices(p), providerInfos(&cfg)["a"].Prices)
-	require.InDelta(t, 2, providerInfos(&cfg)["a"].Prices[0].Output, 0)
+	later := p.Prices[0]
+	later.From = time.Now().Add(time.Hour)
+	p.Prices = append(p.Prices, later)
+	prices := ingressSettings(&cfg).Providers["a"].Prices
+	require.Equal(t, []string{"m"}, prices[0].Models)
+	require.InDelta(t, 2, prices[0].Output, 0)
+	require.Len(t, prices, 2, "its own that has begun, and that of every simulated provider")
+	cost, ok := ingressSettings(&cfg).Prices.Estimate("a", "m", "m", 1_000_000, 0, time.Now())
+	require.True(t, ok)
+	require.EqualValues(t, 1e9, cost)
 
 	require.Equal(t, []inference.ModelTraits{{Models: []string{"m"}, Traits: inference.Traits{
 		Chat: true, Streaming: true, Images: true, ContextTokens: 8192, OutputTokens: 4096,

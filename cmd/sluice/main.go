@@ -73,9 +73,9 @@ func (s *settings) load(role config.Role, providers ...string) (*config.Loaded, 
 	return config.Load(config.Options{Path: s.path, Role: role, Providers: providers})
 }
 
-// loadAndWarn is load for commands that do not log.
+// loadAndWarn is load for commands, which do not log and are no server.
 func (s *settings) loadAndWarn(stderr io.Writer, role config.Role, providers ...string) (*config.Loaded, error) {
-	loaded, err := s.load(role, providers...)
+	loaded, err := config.Load(config.Options{Path: s.path, Role: role, Providers: providers, Command: true})
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,8 @@ started stream can be resumed, and usage is counted exactly once.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		serveCommand(s), ingressCommand(s), workerCommand(s), migrateCommand(s),
-		keysCommand(s), configCommand(s), routeCommand(s), webhooksCommand(s), versionCommand(),
+		keysCommand(s), tenantsCommand(s), auditCommand(s), configCommand(s), routeCommand(s), webhooksCommand(s), usageCommand(s), versionCommand(),
+		providersCommand(s), queuesCommand(s), deadLettersCommand(s), cacheCommand(s), limitsCommand(s),
 	)
 	return root
 }

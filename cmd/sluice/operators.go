@@ -30,6 +30,15 @@ func newAdminListener(cfg *config.Config) (adminListener, error) {
 	return adminListener{l}, nil
 }
 
+// operatorsOf are the operators whom the configuration names.
+func operatorsOf(cfg *config.Config) []ingress.Operator {
+	var all []ingress.Operator
+	for _, o := range cfg.Admin.Operators {
+		all = append(all, ingress.Operator{Name: o.Name, Token: o.Token.Reveal(), Viewer: o.Role == "viewer"})
+	}
+	return all
+}
+
 // adminParts has the listeners before the ingress, so that an address in use is told
 // before anything else starts.
 type adminParts struct {
@@ -50,7 +59,7 @@ func serveAdmin(p adminParts) {
 		return
 	}
 	srv := &http.Server{
-		Handler:           p.Ingress.AdminHandler(p.Config.Admin.Token.Reveal()),
+		Handler:           p.Ingress.AdminHandler(p.Config.Admin.Token.Reveal(), operatorsOf(p.Config)...),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: operatorTimeout, WriteTimeout: operatorTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: headerBytes, ErrorLog: slog.NewLogLogger(p.Log.Handler(), slog.LevelDebug),
 	}

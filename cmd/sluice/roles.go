@@ -46,18 +46,31 @@ simulated provider "sim". The first start makes an API key and prints it once.`,
 
 func serve(cmd *cobra.Command, loaded *config.Loaded) error {
 	cfg := loaded.Config
-	var found []config.Found
-	if len(cfg.Providers) == 0 {
-		found = config.Discover(cmd.Context(), os.Environ(), config.Probe)
-		cfg.Providers = make(map[string]config.Provider)
-		for _, f := range found {
-			if f.Provider != nil {
-				cfg.Providers[f.Name] = *f.Provider
-			}
+	d := &discovery{environ: loaded.Options.Environ}
+	d.complete(cmd.Context(), cfg)
+	return runRole(cmd, loaded, d.complete, fx.Supply(welcome{out: cmd.OutOrStdout(), found: d.found}),
+		storeModule, ingressModule, workerModule, fx.Supply(serving(slices.Sorted(maps.Keys(cfg.Providers)))), fx.Invoke(greet))
+}
+
+// discovery finds providers where the configuration names none, once.
+type discovery struct {
+	environ []string
+	found   []config.Found
+}
+
+func (d *discovery) complete(ctx context.Context, cfg *config.Config) {
+	if len(cfg.Providers) > 0 {
+		return
+	}
+	if d.found == nil {
+		d.found = config.Discover(ctx, d.environ, config.Probe)
+	}
+	cfg.Providers = make(map[string]config.Provider)
+	for _, f := range d.found {
+		if f.Provider != nil {
+			cfg.Providers[f.Name] = *f.Provider
 		}
 	}
-	return runRole(cmd, loaded, fx.Supply(welcome{out: cmd.OutOrStdout(), found: found}),
-		storeModule, ingressModule, workerModule, fx.Supply(serving(slices.Sorted(maps.Keys(cfg.Providers)))), fx.Invoke(greet))
 }
 
 func ingressCommand(s *settings) *cobra.Command {
@@ -74,7 +87,7 @@ that its workers never see; it reads no provider's secret.`,
 			if err != nil {
 				return err
 			}
-			return runRole(cmd, loaded, storeModule, ingressModule)
+			return runRole(cmd, loaded, nil, storeModule, ingressModule)
 		},
 	}
 }
@@ -102,7 +115,7 @@ Start as many as you like, anywhere.`,
 				return err
 			}
 			slices.Sort(names)
-			return runRole(cmd, loaded, workerModule, fx.Supply(serving(slices.Compact(names))), fx.Invoke(serveWorkerHealth))
+			return runRole(cmd, loaded, nil, workerModule, fx.Supply(serving(slices.Compact(names))), fx.Invoke(serveWorkerHealth))
 		},
 	}
 	cmd.Flags().StringSliceVarP(&names, "provider", "p", nil, "provider to serve; may be given several times")
@@ -113,21 +126,25 @@ Start as many as you like, anywhere.`,
 const stopMargin = 30 * time.Second
 
 // runRole composes a role and runs it until a signal, or until it fails.
-func runRole(cmd *cobra.Command, loaded *config.Loaded, parts ...fx.Option) error {
+func runRole(cmd *cobra.Command, loaded *config.Loaded, complete completion, parts ...fx.Option) error {
 	cfg := loaded.Config
-	log, err := observability.NewLogger(cmd.ErrOrStderr(), cfg.Observability.LogLevel, cfg.Observability.LogFormat)
+	hups := make(chan os.Signal, 1)
+	signal.Notify(hups, syscall.SIGHUP) // from now on, since it would end the process
+	defer signal.Stop(hups)
+	level, err := observability.NewLevel(cfg.Observability.LogLevel)
 	if err != nil {
 		return err
 	}
+	log := observability.NewLogger(cmd.ErrOrStderr(), level, cfg.Observability.LogFormat)
 	for _, u := range loaded.UnknownEnv {
 		log.Warn("environment variable is no setting", "name", u.Name, "did_you_mean", u.Near)
 	}
 	app := fx.New(
-		fx.Supply(cfg, log), fx.Provide(newSupervisor),
+		fx.Supply(cfg, log, newReloader(loaded, complete, level, hups, log)), fx.Provide(newSupervisor),
 		fx.Invoke(tuneGC),
 		fx.WithLogger(func() fxevent.Logger { return fxevent.NopLogger }),
 		fx.StartTimeout(2*time.Minute), fx.StopTimeout(cfg.Server.DrainTimeout*2+stopMargin),
-		baseModule, fx.Options(parts...),
+		baseModule, fx.Options(parts...), fx.Invoke(watchConfig),
 	)
 	if err := app.Err(); err != nil {
 		return rootCause(err)

@@ -3,9 +3,11 @@ package main
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"sluice/internal/config"
 	"sluice/internal/inference"
+	"sluice/internal/pricing"
 	"sluice/internal/routing"
 	"sluice/providers/registry"
 	"sluice/worker"
@@ -14,13 +16,19 @@ import (
 // routingPolicy is what the configuration says of routing.
 func routingPolicy(cfg *config.Config) routing.Policy { return cfg.Routing.Policy() }
 
-func routingPrices(p config.Provider) []routing.Price {
+// routingPrices are the prices of a provider that hold now, as routing compares them: it
+// estimates, so that what a long or a cached prompt costs does not matter. A price that
+// begins later counts when the settings are made the next time.
+func routingPrices(table *pricing.Table, provider string) []routing.Price {
 	var prices []routing.Price
-	for _, price := range p.Prices {
-		prices = append(prices, routing.Price{Models: price.Models, Input: price.Input, Output: price.Output})
+	for _, p := range table.List(provider, time.Now()) {
+		prices = append(prices, routing.Price{Models: p.Models, Input: money(p.Input), Output: money(p.Output)})
 	}
 	return prices
 }
+
+// money is an amount as routing compares it, in the currency itself.
+func money(c inference.Cost) float64 { return float64(c) / 1e9 }
 
 // traitOverrides is where the adapter's word on what models can do does not count.
 func traitOverrides(p config.Provider) []registry.TraitOverride {
@@ -46,6 +54,7 @@ func breakerSettings(b config.Breaker) worker.BreakerSettings {
 // is taken to serve all.
 func configuredTable(cfg *config.Config) *routing.Table {
 	var providers []routing.Provider
+	prices := priceTable(cfg)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Providers)) {
 		p := cfg.Providers[name]
 		models := p.Models
@@ -53,7 +62,7 @@ func configuredTable(cfg *config.Config) *routing.Table {
 			models = []string{"*"}
 		}
 		providers = append(providers, routing.Provider{
-			Name: name, Models: models, Workers: 1, Limit: p.Concurrency, Traits: configuredTraits(p), Prices: routingPrices(p),
+			Name: name, Models: models, Workers: 1, Limit: p.Concurrency, Traits: configuredTraits(p), Prices: routingPrices(prices, name),
 		})
 	}
 	return routing.NewTable(routingPolicy(cfg), providers)

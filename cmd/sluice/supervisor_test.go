@@ -30,7 +30,7 @@ func roleUnderTest(t *testing.T, providers map[string]config.Provider, parts ...
 	cmd := &cobra.Command{}
 	cmd.SetContext(ctx)
 	cmd.SetErr(&log)
-	err := runRole(cmd, &config.Loaded{Config: &cfg}, parts...)
+	err := runRole(cmd, &config.Loaded{Config: &cfg}, nil, parts...)
 	return log.String(), err
 }
 

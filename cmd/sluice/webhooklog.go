@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -79,6 +80,9 @@ output. It is made when it is first asked for or needed.`,
   sluice webhooks secret --tenant research --rotate`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("overlap") && !req.Rotate {
+				return usageError{errors.New("--overlap goes with --rotate")}
+			}
 			req.Overlap = overlap.String()
 			return s.asOperator(cmd, func(ask operator) error {
 				var got adminapi.TenantSecretShown
@@ -92,6 +96,6 @@ output. It is made when it is first asked for or needed.`,
 	}
 	cmd.Flags().StringVar(&req.Tenant, "tenant", "default", "tenant whose secret is printed")
 	cmd.Flags().BoolVar(&req.Rotate, "rotate", false, "make a new one; the old one goes on signing for a while")
-	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long that while is")
+	cmd.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "with --rotate: how long that while is")
 	return cmd
 }

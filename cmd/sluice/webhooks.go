@@ -37,7 +37,7 @@ func (s *settings) asOperator(cmd *cobra.Command, fn func(ask operator) error) e
 	}
 	admin := loaded.Config.Admin
 	if admin.Address == "" {
-		return errors.New("webhooks are a running ingress's: this needs admin.address and admin.token in the configuration, as the ingress has them")
+		return errors.New("this asks a running ingress: it needs admin.address and admin.token in the configuration, as the ingress has them")
 	}
 	return fn(func(method, path string, request, answer any) error {
 		return callIngress(cmd.Context(), admin, method, path, request, answer)

@@ -84,7 +84,7 @@ func (db *database) firstKey(ctx context.Context, cfg *config.Config) (string, e
 	err = db.CreateKey(ctx, store.Key{
 		ID: "key_" + queue.NewProcessID(), Name: "first-" + now.UTC().Format("20060102-150405"), Tenant: "default",
 		Display: apikey.Display(secret), Hash: apikey.Hash(secret),
-	})
+	}, store.Change{Actor: "serve"})
 	if errors.Is(err, store.ErrNameTaken) {
 		return "", nil // another process on the same database was first
 	}

@@ -41,7 +41,7 @@ func TestFirstKeyIsMadeOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, again)
 
-	_, err = db.RevokeKey(t.Context(), key.ID, time.Now())
+	_, err = db.RevokeKey(t.Context(), key.ID, store.Change{Actor: "test"})
 	require.NoError(t, err)
 	cfg.Auth.Keys = []config.StaticKey{{Name: "dev"}}
 	again, err = db.firstKey(t.Context(), &cfg)
@@ -56,8 +56,10 @@ func TestFirstKeyIsMadeOnce(t *testing.T) {
 // taken is a store in which another process made the first key a moment before.
 type taken struct{ store.Store }
 
-func (taken) ListKeys(context.Context) ([]store.Key, error)  { return nil, nil }
-func (taken) CreateKey(_ context.Context, _ store.Key) error { return store.ErrNameTaken }
+func (taken) ListKeys(context.Context) ([]store.Key, error) { return nil, nil }
+func (taken) CreateKey(context.Context, store.Key, store.Change) error {
+	return store.ErrNameTaken
+}
 
 func TestFirstKeyOfProcessesThatStartTogether(t *testing.T) {
 	t.Parallel()
