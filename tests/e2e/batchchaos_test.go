@@ -33,9 +33,9 @@ const (
 const stallPatience = 3 * time.Second
 
 // chaosPatience bounds how long a batch may stand still. A killed ingress takes its
-// leases with it, and a killed worker its calls: both are given up for lost only after
-// a while.
-const chaosPatience = 90 * time.Second
+// leases with it, which end two minutes later, and a killed worker its calls, which are
+// given up for lost sooner.
+const chaosPatience = 150 * time.Second
 
 func numberFrom(t *testing.T, variable string, fallback uint64) uint64 {
 	t.Helper()

@@ -33,12 +33,49 @@ func TestCommandLines(t *testing.T) {
 		{line: "keys create x --expires soon", code: 2, stderr: "--expires"},
 		{line: "keys create x --models gpt-[", code: 2, stderr: "key model 1 is neither a model's name nor a glob"},
 		{line: "keys create x --tenant=", code: 2, stderr: "key tenant is empty"},
+		{line: "keys create x --queued many", code: 2, stderr: "--queued"},
+		{line: "keys create x --queued=-1", code: 2, stderr: "queued must be from 0"},
+		{line: "keys create x --budget-day 1,50", code: 2, stderr: "--budget-day is no amount of money"},
+		{line: "keys create x --on-limit wait", code: 2, stderr: "on_limit must be refuse or queue"},
+		{line: "keys create x --limits worker.yaml", code: 1, stderr: "--limits worker.yaml"},
+		{line: "keys create x --limits missing.json", code: 1, stderr: "missing.json"},
+		{line: "keys create x --no-limits", code: 2, stderr: "unknown flag: --no-limits"},
+		{line: "keys update x", code: 2, stderr: "has nothing to change"},
+		{line: "keys update x --expires 1h --never-expires", code: 2, stderr: "exclude each other"},
+		{line: "keys rotate x --overlap soon", code: 2, stderr: "--overlap"},
+		{line: "keys show", code: 2, stderr: "takes one name"},
+		{line: "tenants nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "tenants set x", code: 2, stderr: "has nothing to set"},
+		{line: "tenants set x --disable --enable", code: 2, stderr: "exclude each other"},
+		{line: "audit nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "audit list --limit 0", code: 2, stderr: "--limit must be positive"},
+		{line: "audit list", code: 1, stderr: "sluice migrate"},
 		{line: "webhooks nonsense", code: 2, stderr: `unknown command "nonsense"`},
 		{line: "webhooks create", code: 2, stderr: "takes one name"},
 		{line: "webhooks rotate whk_x --overlap soon", code: 2, stderr: "--overlap"},
 		{line: "webhooks redeliver", code: 2, stderr: "takes an event's id"},
 		{line: "webhooks log a b", code: 2, stderr: "takes one id at most"},
 		{line: "webhooks list", code: 1, stderr: "needs admin.address and admin.token"},
+		{line: "providers nonsense", code: 2, stderr: `unknown command "nonsense"`},
+		{line: "providers pause", code: 2, stderr: "takes one name"},
+		{line: "providers pause x --for -1s", code: 2, stderr: "--for must be positive"},
+		{line: "providers resume x --for 1s", code: 2, stderr: "unknown flag: --for"},
+		{line: "providers list", code: 1, stderr: "needs admin.address and admin.token"},
+		{line: "queues purge x", code: 2, stderr: "say --yes"},
+		{line: "queues purge x --yes", code: 1, stderr: "needs admin.address and admin.token"},
+		{line: "dead-letters drop dead_1", code: 2, stderr: "say --yes"},
+		{line: "dead-letters drop --yes", code: 2, stderr: "takes one id, or --all"},
+		{line: "dead-letters requeue dead_1 --all", code: 2, stderr: "takes one id, or --all"},
+		{line: "dead-letters requeue dead_1 --provider up", code: 2, stderr: "--provider goes with --all"},
+		{line: "dead-letters drop dead_1 --limit 3 --yes", code: 2, stderr: "--limit goes with --all"},
+		{line: "webhooks secret --overlap 1h", code: 2, stderr: "--overlap goes with --rotate"},
+		{line: "usage --group-by moon", code: 2, stderr: "--group-by must be names of"},
+		{line: "usage --from soon", code: 2, stderr: "--from must be a day, such as 2026-01-31,"},
+		{line: "cache purge", code: 2, stderr: "write --model, --tenant or --key, or --all"},
+		{line: "cache show", code: 1, stderr: "needs admin.address and admin.token"},
+		{line: "config show --live --role worker", code: 2, stderr: "do not go with --live"},
+		{line: "config reload", code: 1, stderr: "needs admin.address and admin.token"},
+		{line: "route explain", code: 2, stderr: "--model is missing"},
 		{line: "config nonsense", code: 2, stderr: `unknown command "nonsense"`},
 		{line: "config validate --role king", code: 2, stderr: "--role king"},
 		{line: "config validate --provider up", code: 2, stderr: "--role worker"},
@@ -72,15 +109,24 @@ func TestCommandLines(t *testing.T) {
 
 func TestHelpTextsHaveExamples(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{
-		"", "help", "serve", "ingress", "worker", "migrate", "keys", "keys create", "keys list", "keys revoke", "webhooks", "webhooks create", "webhooks list", "webhooks test", "webhooks rotate", "webhooks enable",
-		"webhooks delete", "webhooks log", "webhooks redeliver", "webhooks secret", "config", "config validate", "config show", "config schema",
-	} {
+	seen := 0
+	for names := []string{""}; len(names) > 0; names = names[1:] {
+		name := names[0]
 		code, stdout, stderr := execute(t, command{args: append(strings.Fields(name), "--help")})
 		require.Zero(t, code, stderr)
 		require.Contains(t, stdout, "Examples:", "sluice %s --help", name)
 		require.Contains(t, stdout, "sluice "+name, "sluice %s --help", name)
+		for line := range strings.Lines(stdout) {
+			require.LessOrEqual(t, len(strings.TrimSpace(line)), 200, "sluice %s --help: %s", name, line)
+		}
+		_, below, _ := strings.Cut(stdout, "Available Commands:\n")
+		below, _, _ = strings.Cut(below, "\n\n")
+		for line := range strings.Lines(below) {
+			names = append(names, strings.TrimSpace(name+" "+strings.Fields(line)[0]))
+		}
+		seen++
 	}
+	require.Greater(t, seen, 50, "the commands below a command are found")
 }
 
 func TestBadConfigurationIsRefusedBeforeAnythingStarts(t *testing.T) {

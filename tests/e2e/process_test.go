@@ -147,7 +147,7 @@ func (p *process) address() string {
 				Msg     string `json:"msg"`
 				Address string `json:"address"`
 			}
-			if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "serving" {
+			if json.Unmarshal([]byte(line), &entry) == nil && (entry.Msg == "serving" || entry.Msg == "serving health and metrics") {
 				address = entry.Address
 				return true
 			}

@@ -28,6 +28,7 @@ import (
 	"sluice/internal/queue"
 	"sluice/internal/routing"
 	"sluice/internal/testkit"
+	"sluice/internal/token"
 	"sluice/providers/registry"
 	"sluice/store"
 	"sluice/store/postgres"
@@ -75,6 +76,7 @@ type options struct {
 	others      []string // further providers that serve the same models, behind the first one
 	static      []store.Key
 	policy      routing.Policy
+	tokens      []token.Issuer
 	private     bool // webhooks may go to this machine
 	wrap        func(store.Store) store.Store
 }
@@ -124,9 +126,9 @@ func start(t testing.TB, change func(*options)) *stack {
 	}
 	s := &stack{t: t, opt: o, logs: &logBuffer{}, up: testkit.NewUpstream(t)}
 	t.Cleanup(func() { s.judgeLogs() })
-	var err error
-	s.log, err = observability.NewLogger(s.logs, "debug", "json")
+	level, err := observability.NewLevel("debug")
 	require.NoError(t, err)
+	s.log = observability.NewLogger(s.logs, level, "json")
 	s.openStore()
 	if o.natsURL == "" {
 		s.embedded, err = queue.StartEmbedded(queue.EmbeddedOptions{Dir: t.TempDir(), MemoryBytes: 2 << 30, Logger: s.log})
@@ -172,7 +174,7 @@ func (s *stack) mint(name string, change func(*store.Key)) (secret string, key s
 	if change != nil {
 		change(&key)
 	}
-	require.NoError(s.t, s.db.CreateKey(s.t.Context(), key))
+	require.NoError(s.t, s.db.CreateKey(s.t.Context(), key, store.Change{Actor: "test"}))
 	s.logs.forbid(secret)
 	return secret, key
 }
@@ -206,12 +208,13 @@ func (s *stack) addIngress() {
 		Store: s.db, AllowPrivate: o.private, Timeout: 15 * time.Second, MaxEndpoints: 100, Keep: time.Hour,
 	}
 	d.ingress = ingress.New(ingress.Options{
-		ID: queue.NewProcessID(), Conn: d.conn, Keys: s.db, StaticKeys: o.static, Append: s.db.AppendUsage, Ping: s.db.Ping,
-		Providers: infos, Policy: o.policy, Webhooks: hooks,
+		ID: queue.NewProcessID(), Conn: d.conn, Keys: s.db, Append: s.db.AppendUsage, Ping: s.db.Ping,
+		Settings: ingress.Settings{StaticKeys: o.static, Providers: infos, Policy: o.policy, Tokens: o.tokens}, Webhooks: hooks,
 		Jobs:    ingress.JobOptions{Store: s.db, Retention: time.Hour, Deadline: time.Hour, MaxWait: patience, MaxPerTenant: 10_000},
 		Batches: ingress.BatchOptions{Store: s.db, MaxLines: 10_000, MaxLineBytes: int(o.maxBody), Window: 1000, Retention: time.Hour},
 		Timeout: o.timeout, Keepalive: o.keepalive, MaxBodyBytes: o.maxBody, ResumeWindow: o.window, MaxInFlight: o.maxInFlight, BodyMemory: 512 << 20,
 		Files:   ingress.FileOptions{Rows: s.db, MaxBytes: 96 << 20, MaxBatchBytes: 32 << 20, MaxTransfers: 16},
+		Tenants: s.db, Admin: s.db,
 		Metrics: ingress.NewMetrics(reg), MetricsHandler: observability.MetricsHandler(reg), Logger: s.log,
 	})
 	stop, err := d.ingress.Start()

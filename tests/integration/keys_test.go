@@ -76,7 +76,7 @@ func TestRevocation(t *testing.T) {
 	for door := range s.doors {
 		require.Equal(t, http.StatusOK, s.status(door, secret, "m"))
 	}
-	_, err := s.db.RevokeKey(t.Context(), key.Name, time.Now())
+	_, err := s.db.RevokeKey(t.Context(), key.Name, store.Change{Actor: "test"})
 	require.NoError(t, err)
 	revoked := time.Now()
 	for door := range s.doors {
@@ -93,6 +93,6 @@ func TestNewKeyAfterRefusal(t *testing.T) {
 	secret := mintUnknown()
 	s.logs.forbid(secret)
 	require.Equal(t, http.StatusUnauthorized, s.status(0, secret, "m"))
-	require.NoError(t, s.db.CreateKey(t.Context(), store.Key{ID: "k", Name: "late", Tenant: tenant, Display: "…", Hash: apikey.Hash(secret)}))
+	require.NoError(t, s.db.CreateKey(t.Context(), store.Key{ID: "k", Name: "late", Tenant: tenant, Display: "…", Hash: apikey.Hash(secret)}, store.Change{Actor: "test"}))
 	s.eventually(func() bool { return s.status(0, secret, "m") == http.StatusOK }, "the key is known")
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sluice/internal/adminapi"
+	"sluice/internal/adminapi/adminapitest"
 	"sluice/internal/routing"
 	"sluice/store"
 )
@@ -30,7 +31,7 @@ func (s *stack) explained(body string) adminapi.ExplainResponse {
 	r := httptest.NewRequest(http.MethodPost, adminapi.ExplainPath, strings.NewReader(body))
 	r.Header.Set("Authorization", "Bearer "+token)
 	w := httptest.NewRecorder()
-	s.doors[0].ingress.AdminHandler(token).ServeHTTP(w, r)
+	adminapitest.New(s.t).Handler(s.doors[0].ingress.AdminHandler(token)).ServeHTTP(w, r)
 	require.Equal(s.t, http.StatusOK, w.Code, w.Body.String())
 	var resp adminapi.ExplainResponse
 	require.NoError(s.t, json.Unmarshal(w.Body.Bytes(), &resp))

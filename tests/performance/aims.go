@@ -13,6 +13,7 @@ type aim struct {
 	least  bool   // the limit is a lower one
 	ratio  bool   // of the floor's figure in the same run
 	system string // whose figure it is; empty: Sluice with its embedded queue
+	floor  string // whose figure a ratio is taken of; empty: the reverse proxy's
 }
 
 func aims() []aim {
@@ -22,6 +23,12 @@ func aims() []aim {
 		{text: "added p99 at 200/s at most twice the floor's", metric: "added_p99_200", limit: 2, ratio: true},
 		{text: "added p99 at 1,000/s at most twice the floor's", metric: "added_p99_1000", limit: 2, ratio: true},
 		{text: "most requests/s no less than the floor's", metric: "most", limit: 1, least: true, ratio: true},
+		{text: "governed: p50 at 200/s at most 1.05 times what it is without", metric: "p50_200", limit: 1.05, ratio: true, system: systemGoverned, floor: systemSluice},
+		{text: "governed: p50 at 1,000/s at most 1.05 times what it is without", metric: "p50_1000", limit: 1.05, ratio: true, system: systemGoverned, floor: systemSluice},
+		{text: "governed: most requests/s at least 0.95 of what it is without", metric: "most", limit: 0.95, least: true, ratio: true, system: systemGoverned, floor: systemSluice},
+		{text: "governed: CPU per request at 1,000/s at most 1.05 times what it is without", metric: "cpu", limit: 1.05, ratio: true, system: systemGoverned, floor: systemSluice},
+		{text: "cached, without a hit: CPU per request at 1,000/s at most 1.05 times what it is without", metric: "cpu", limit: 1.05, ratio: true, system: systemCached, floor: systemSluice},
+		{text: "cached, without a hit: most requests/s at least 0.95 of what it is without", metric: "most", limit: 0.95, least: true, ratio: true, system: systemCached, floor: systemSluice},
 		{text: "gap p99 less than 2 ms over the nominal", metric: "gap_excess", limit: 2},
 		{text: "memory per open stream under 40 KB", metric: "stream_memory", limit: 40},
 		{text: "overload: goodput at least 90% of the closed loop's", metric: "goodput_share", limit: 90, least: true},
@@ -55,7 +62,6 @@ func (a aimResult) verdict() string {
 
 // judge holds Sluice against the aims that the run measured.
 func judge(all map[string]figures) []aimResult {
-	floor := all[systemFloor]
 	byName := map[string]metric{}
 	for _, m := range metrics() {
 		byName[m.name] = m
@@ -69,7 +75,7 @@ func judge(all map[string]figures) []aimResult {
 		m := byName[a.metric]
 		found := number(value, m.decimals)
 		if a.ratio {
-			by, known := floor[a.metric]
+			by, known := all[cmp.Or(a.floor, systemFloor)][a.metric]
 			if !known {
 				continue
 			}

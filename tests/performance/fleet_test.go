@@ -140,7 +140,7 @@ func TestRequestsAreNumbered(t *testing.T) {
 	t.Parallel()
 	request := renderRequest(loadSpec{Address: "x", Numbered: true})
 	for _, n := range []int{0, 1, 123_456, maxNumbers - 1} {
-		numbered := withNumber(request, n)
+		numbered := withNumber(request, numberMark, n)
 		require.Len(t, numbered, len(request))
 		read, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(numbered)))
 		require.NoError(t, err)
@@ -165,7 +165,8 @@ func TestOnlySomeSystemsServeAFleet(t *testing.T) {
 		}
 		require.False(t, p.measures(scenarioFleet, s, p.overloadRounds))
 		require.True(t, p.measures(scenarioCalls, s, p.overloadRounds))
-		require.Equal(t, s != systemDirect, p.measures(scenarioOverload, s, 0))
+		require.Equal(t, s != systemDirect && s != systemGoverned && s != systemCached, p.measures(scenarioOverload, s, 0))
+		require.Equal(t, s == systemCached, p.measures(scenarioCache, s, 0))
 	}
 	require.Equal(t, []string{systemFloor, systemExternal}, systems)
 }

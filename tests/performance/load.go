@@ -31,6 +31,7 @@ type loadSpec struct {
 	Streams     int           `json:"streams,omitempty"`
 	Tokens      int           `json:"tokens,omitempty"`   // in each stream
 	Numbered    bool          `json:"numbered,omitempty"` // open: each request says the how manieth it is
+	Distinct    bool          `json:"distinct,omitempty"` // no two requests ask for the same
 }
 
 // loadResult is what came of it. Times run from the intended start of a request.
@@ -64,7 +65,8 @@ type message struct {
 type load struct {
 	loadSpec
 	request []byte
-	begin   time.Time // of the measured time
+	made    atomic.Int64 // requests so far
+	begin   time.Time    // of the measured time
 	end     time.Time
 
 	latency, refusals, firstToken, gap histogram
@@ -121,6 +123,9 @@ func renderRequest(spec loadSpec) []byte {
 	prompt := strings.Repeat("The quick brown fox jumps over the lazy dog near the river bank. ", 14)
 	body := fmt.Sprintf(`{"model":"bench","messages":[{"role":"system","content":"You are terse."},`+
 		`{"role":"user","content":"%s"}],"temperature":0.2`, prompt)
+	if spec.Distinct {
+		body += `,` + seedMark + strconv.Itoa(firstNumber)
+	}
 	if spec.Mode == "streams" {
 		body += fmt.Sprintf(`,"max_tokens":%d,"stream":true`, spec.Tokens)
 	}
@@ -142,12 +147,29 @@ const (
 	numberName  = "X-Request-Id"
 	numberHead  = "bench-"
 	numberMark  = numberName + ": " + numberHead
+	seedMark    = `"seed":`
 )
 
-// withNumber returns the request with the number n in the place of its own.
-func withNumber(request []byte, n int) []byte {
+// next returns the request to send now.
+func (l *load) next() []byte {
+	if !l.Numbered && !l.Distinct {
+		return l.request
+	}
+	n := int(l.made.Add(1) - 1)
+	request := l.request
+	if l.Numbered {
+		request = withNumber(request, numberMark, n)
+	}
+	if l.Distinct {
+		request = withNumber(request, seedMark, n)
+	}
+	return request
+}
+
+// withNumber returns the request with the number n in the place of the one after mark.
+func withNumber(request []byte, mark string, n int) []byte {
 	request = slices.Clone(request)
-	at := bytes.Index(request, []byte(numberMark)) + len(numberMark)
+	at := bytes.Index(request, []byte(mark)) + len(mark)
 	copy(request[at:], strconv.Itoa(firstNumber+n%maxNumbers))
 	return request
 }

@@ -45,7 +45,7 @@ func (l *load) exchange(w *wire) bool {
 		l.fail("connection broken")
 		return false
 	}
-	if _, err := w.Write(l.request); err != nil {
+	if _, err := w.Write(l.next()); err != nil {
 		l.fail("connection broken")
 		return false
 	}

@@ -35,7 +35,6 @@ type openConn struct {
 type openLoop struct {
 	*load
 	start time.Time
-	sent  int // the dispatcher's own
 
 	mu      sync.Mutex
 	waiting []*openConn // idle ones, the latest used last; some may have died since
@@ -71,11 +70,7 @@ func (l *load) runOpen(ctx context.Context, start time.Time) error {
 
 func (o *openLoop) send(intended time.Time) {
 	o.pending.Add(1)
-	request := o.request
-	if o.Numbered {
-		request = withNumber(request, o.sent)
-	}
-	o.sent++
+	request := o.next()
 	if c := o.take(intended); c != nil {
 		c.send(request)
 		return

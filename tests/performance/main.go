@@ -91,7 +91,7 @@ func runCommand(ctx context.Context, args []string, out, progress io.Writer) err
 	flags := newFlags("run", progress)
 	quick := flags.Bool("quick", false, "take about two minutes: one short round, coarse figures")
 	systems := flags.String("systems", "", "only these, comma-separated (default all)")
-	scenarios := flags.String("scenarios", "", "only these: calls, streams, overload, fleet, batch, beside (default all)")
+	scenarios := flags.String("scenarios", "", "only these: calls, streams, overload, fleet, batch, beside, cache (default all)")
 	rounds := flags.Int("rounds", 0, "how many rounds instead of the plan's")
 	even := flags.Bool("even", false, "evenly spaced arrivals instead of independent ones")
 	file := flags.String("out", "", "write the report as JSON to this file")

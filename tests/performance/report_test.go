@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"path/filepath"
 	"strings"
@@ -183,4 +184,27 @@ func TestChoose(t *testing.T) {
 	require.Equal(t, []string{systemDirect, systemSluice}, got)
 	_, err = choose("system", "nginx", allSystems())
 	require.ErrorContains(t, err, `unknown system "nginx"`)
+}
+
+func TestRequestsOfARunMayDiffer(t *testing.T) {
+	t.Parallel()
+	for _, distinct := range []bool{false, true} {
+		spec := loadSpec{Mode: "closed", Address: "x", Distinct: distinct}
+		l := &load{loadSpec: spec, request: renderRequest(spec)}
+		first, second := l.next(), l.next()
+		require.Len(t, second, len(first))
+		require.Equal(t, distinct, string(first) != string(second))
+		_, body, _ := strings.Cut(string(second), "\r\n\r\n")
+		require.True(t, json.Valid([]byte(body)), body)
+	}
+}
+
+func TestAnAimMayStandBesideAnotherSystem(t *testing.T) {
+	t.Parallel()
+	results := judge(map[string]figures{
+		systemFloor: {"p50_200": 0.1}, systemSluice: {"p50_200": 1}, systemGoverned: {"p50_200": 1.06},
+	})
+	require.Len(t, results, 1)
+	require.False(t, results[0].Met)
+	require.Contains(t, results[0].Found, "×1.06")
 }

@@ -87,8 +87,16 @@ func (b *bench) round(ctx context.Context, o runOptions, r *report, round int, p
 
 // measures says whether a system has a part in a scenario. An overload says nothing of
 // the upstream alone, a fleet is served by a proxy that deals out or by workers
-// that each stand beside an upstream, and only Sluice has batches.
+// that each stand beside an upstream, and only Sluice has batches. A governed Sluice is
+// measured where it may cost something to govern, and one that keeps answers where there
+// are any to keep.
 func (p plan) measures(scenario, system string, round int) bool {
+	switch system {
+	case systemGoverned:
+		return scenario == scenarioCalls || scenario == scenarioStreams
+	case systemCached:
+		return scenario == scenarioCalls || scenario == scenarioCache
+	}
 	switch scenario {
 	case scenarioOverload:
 		return system != systemDirect && round < p.overloadRounds
@@ -96,6 +104,8 @@ func (p plan) measures(scenario, system string, round int) bool {
 		return (system == systemFloor || system == systemExternal) && round < p.overloadRounds
 	case scenarioBatch, scenarioBeside:
 		return isSluice(system) && round < p.overloadRounds
+	case scenarioCache:
+		return false
 	default:
 		return true
 	}
@@ -123,7 +133,7 @@ func (r *report) finish() {
 	r.Seconds = time.Since(r.Started).Round(time.Second).Seconds()
 }
 
-func isSluice(system string) bool { return system == systemSluice || system == systemExternal }
+func isSluice(system string) bool { return strings.HasPrefix(system, systemSluice) }
 
 // choose reads a list of names, each of which must be known, in the order in which
 // all stand.

@@ -53,6 +53,8 @@ func (m *measurement) scenario(name string) (place, func(context.Context) error)
 		return place{targets: []string{m.thinking}, concurrency: besideSlots}, m.beside
 	case scenarioFleet:
 		return place{targets: m.members, concurrency: slotsOf(fleetMembers())}, m.fleet
+	case scenarioCache:
+		return place{targets: []string{m.upstream}, concurrency: callConcurrency}, m.cached
 	default:
 		return place{targets: []string{m.upstream}, concurrency: callConcurrency}, m.calls
 	}
@@ -64,7 +66,7 @@ func (m *measurement) calls(ctx context.Context) error {
 		duration time.Duration
 	}{{lowRate, m.low}, {highRate, m.high}} {
 		result, used, err := m.load(ctx, loadSpec{
-			Mode: "open", Rate: at.rate, Even: m.even, Connections: closedConnections,
+			Mode: "open", Rate: at.rate, Even: m.even, Connections: closedConnections, Distinct: true,
 			Warmup: m.warmup, Duration: at.duration, Patience: callPatience,
 		})
 		if err != nil {
@@ -77,7 +79,7 @@ func (m *measurement) calls(ctx context.Context) error {
 		}
 	}
 	result, used, err := m.load(ctx, loadSpec{
-		Mode: "closed", Connections: closedConnections,
+		Mode: "closed", Connections: closedConnections, Distinct: true,
 		Warmup: m.warmup, Duration: m.most, Patience: callPatience,
 	})
 	if err != nil {
@@ -86,6 +88,29 @@ func (m *measurement) calls(ctx context.Context) error {
 	m.figures["most"] = float64(result.Good) / result.Seconds
 	m.own("cpu_most", used.cpuPer(result.Good)*1000)
 	m.own("rss", used.last.rss/mega)
+	return nil
+}
+
+// cached sends the same request again and again, so that all but the first are answered
+// from the cache.
+func (m *measurement) cached(ctx context.Context) error {
+	result, _, err := m.load(ctx, loadSpec{
+		Mode: "open", Rate: highRate, Even: m.even, Connections: closedConnections,
+		Warmup: m.warmup, Duration: m.high, Patience: callPatience,
+	})
+	if err != nil {
+		return err
+	}
+	m.figures["hit_p50"], m.figures["hit_p99"] = result.Latency.P50, result.Latency.P99
+	result, used, err := m.load(ctx, loadSpec{
+		Mode: "closed", Connections: closedConnections,
+		Warmup: m.warmup, Duration: m.most, Patience: callPatience,
+	})
+	if err != nil {
+		return err
+	}
+	m.figures["hit_most"] = float64(result.Good) / result.Seconds
+	m.own("hit_cpu", used.cpuPer(result.Good)*1000)
 	return nil
 }
 

@@ -23,10 +23,12 @@ const (
 	systemFloor    = "reverseproxy"
 	systemSluice   = "sluice"
 	systemExternal = "sluice-external"
+	systemGoverned = "sluice-governed" // embedded, with limits, budgets, prices, and a cache for other requests
+	systemCached   = "sluice-cached"   // the same, and every answer is looked for and kept
 )
 
 func allSystems() []string {
-	return []string{systemDirect, systemFloor, systemSluice, systemExternal}
+	return []string{systemDirect, systemFloor, systemSluice, systemGoverned, systemCached, systemExternal}
 }
 
 // bench is what a run's systems need: where to write, Sluice's binary, the key.
@@ -79,7 +81,11 @@ func (b *bench) start(ctx context.Context, name string, at place) (*running, err
 	case systemFloor:
 		err = r.startProxy(ctx, dir, at)
 	case systemSluice:
-		err = r.startSluice(ctx, b, dir, at, "")
+		err = r.startSluice(ctx, b, dir, at, "", "")
+	case systemGoverned:
+		err = r.startSluice(ctx, b, dir, at, "", governance+cacheOthers)
+	case systemCached:
+		err = r.startSluice(ctx, b, dir, at, "", governance+cacheAll)
 	case systemExternal:
 		if len(at.targets) > 1 {
 			err = r.startFleet(ctx, b, dir, at.targets)
@@ -116,13 +122,13 @@ func (r *running) startExternal(ctx context.Context, b *bench, dir string, at pl
 	}
 	r.end = append(r.end, server.Stop)
 	r.pids = append(r.pids, server.PID())
-	return r.startSluice(ctx, b, dir, at, server.URL())
+	return r.startSluice(ctx, b, dir, at, server.URL(), "")
 }
 
-func (r *running) startSluice(ctx context.Context, b *bench, dir string, at place, queue string) error {
+func (r *running) startSluice(ctx context.Context, b *bench, dir string, at place, queue, more string) error {
 	var err error
 	r.address, err = r.startRole(ctx, b, dir, "sluice", func(address string) string {
-		return sluiceConfig(address, filepath.Join(dir, "data"), queue, b.key, at)
+		return sluiceConfig(address, filepath.Join(dir, "data"), queue, b.key, at) + more
 	}, "serve")
 	return err
 }
@@ -161,9 +167,42 @@ data_dir: %q
 queue: {url: %q}
 auth: {keys: [{name: bench, key: %q}]}
 providers:
-  up: {type: openai, base_url: "http://%s/v1", api_key: x, models: [bench], concurrency: %d}
+  up:
+    type: openai
+    base_url: "http://%s/v1"
+    api_key: x
+    models: [bench]
+    concurrency: %d
 `, address, data, queue, key, at.targets[0], at.concurrency)
 }
+
+// governance is what an owner adds who governs a team's use: every kind of limit for the
+// key, its tenant and the model, none of which is reached.
+const governance = `    prices: [{models: [bench], input: 2.5, cached_input: 1.25, output: 10}]
+rate_limit:
+  key:
+    requests_per_minute: 1000000
+    tokens_per_minute: 10000000000
+    concurrent: 100000
+    queued: 100000
+    budget: {day: 10000000, week: 50000000, month: 100000000}
+  tenant:
+    requests_per_minute: 10000000
+    tokens_per_minute: 100000000000
+    budget: {day: 20000000, month: 200000000}
+  models: [{models: ["*"], requests_per_minute: 10000000, concurrent: 100000}]
+`
+
+// What the cache is on for. The calls that are measured differ from each other, so that a
+// cache for all of them has work with each and never a hit.
+const (
+	cacheOthers = `cache:
+  rules: [{name: embeddings, when: {all: [{endpoints: [embeddings]}]}, ttl: 1h}]
+`
+	cacheAll = `cache:
+  rules: [{name: all, ttl: 1h}]
+`
+)
 
 func (p *process) waitReady(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
