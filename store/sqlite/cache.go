@@ -78,12 +78,12 @@ func (s *Store) PutCached(ctx context.Context, answers []store.CachedAnswer) err
 // ForgetCached implements store.Cache.
 func (s *Store) ForgetCached(ctx context.Context, filter store.CacheFilter, now time.Time) (store.CachePurge, error) {
 	p := store.CachePurge{Filter: filter.Clean(), At: store.CleanTime(now)}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	err := s.writer.QueryRowContext(ctx, statement.ForgetCached, p.Filter.Model, p.Filter.Tenant, p.Filter.KeyID, micros(p.At)).Scan(&p.Generation)
+	scan := func(rows *sql.Rows) (generation int64, err error) { return generation, rows.Scan(&generation) }
+	made, err := query(ctx, s.writer, scan, statement.ForgetCached, p.Filter.Model, p.Filter.Tenant, p.Filter.KeyID, micros(p.At))
 	if err != nil {
 		return store.CachePurge{}, fmt.Errorf("forget cached answers: %w", err)
 	}
+	p.Generation = made[0]
 	return p, nil
 }
 

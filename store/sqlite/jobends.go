@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -148,50 +147,4 @@ func endRows(ctx context.Context, tx *sql.Tx, ends []store.JobEnd) ([]string, er
 		}
 	}
 	return ids, nil
-}
-
-// inTx runs do in a transaction that holds the file's write lock from its beginning, and
-// commits it if do returns nil.
-func (s *Store) inTx(ctx context.Context, do func(context.Context, *sql.Tx) error) error {
-	return s.inTxWithin(ctx, timeout, do)
-}
-
-func (s *Store) inTxWithin(
-	ctx context.Context, timeout time.Duration, do func(context.Context, *sql.Tx) error,
-) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	tx, err := s.writer.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = tx.Rollback() }() // does nothing after the commit
-	if err := do(ctx, tx); err != nil {
-		return err
-	}
-	return tx.Commit()
-}
-
-// queryTx runs a statement that returns rows and collects them.
-func queryTx[T any](
-	ctx context.Context, tx *sql.Tx, scan func(*sql.Rows) (T, error), text string, args ...any,
-) ([]T, error) {
-	rows, err := tx.QueryContext(ctx, text, args...)
-	if err != nil {
-		return nil, err
-	}
-	return collect(rows, scan)
-}
-
-// collect reads rows to their end and closes them.
-func collect[T any](rows *sql.Rows, scan func(*sql.Rows) (T, error)) (values []T, err error) {
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		value, err := scan(rows)
-		if err != nil {
-			return nil, err
-		}
-		values = append(values, value)
-	}
-	return values, rows.Err()
 }

@@ -140,21 +140,6 @@ func (s *Store) PurgeJobs(ctx context.Context, now time.Time, limit int) (int, e
 	return int(purged), nil
 }
 
-// exec runs a statement and returns how many rows it changed.
-func (s *Store) exec(ctx context.Context, text string, args ...any) (int64, error) {
-	return s.execWithin(ctx, timeout, text, args...)
-}
-
-func (s *Store) execWithin(ctx context.Context, timeout time.Duration, text string, args ...any) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	result, err := s.writer.ExecContext(ctx, text, args...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
-
 // stamp returns t as it is stored, the zero time as NULL.
 func stamp(t time.Time) any { return nullMicros(t) }
 

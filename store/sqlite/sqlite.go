@@ -28,9 +28,10 @@ const (
 	driverName = "sqlite"
 
 	// timeout bounds one call, busyTimeout the part of it that waits for another
-	// process's transaction: SQLite's wait does not notice the end of a context.
+	// process's transaction, and busyAsk how long SQLite itself waits for it: see whenFree.
 	timeout     = 5 * time.Second
 	busyTimeout = 4 * time.Second
+	busyAsk     = 20 * time.Millisecond
 
 	// maxReaders is how many reads run beside each other; there is always one writer.
 	maxReaders = 4
@@ -43,6 +44,7 @@ const (
 // no reader waits for the writer. What requests wait for is looked up on connections of
 // its own, where no long report is before it.
 type Store struct {
+	path    string
 	writer  *sql.DB
 	reader  *sql.DB
 	lookups *sql.DB
@@ -69,13 +71,10 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err := createFile(abs); err != nil {
 		return nil, err
 	}
-	writer, err := sql.Open(driverName, dsn(abs, url.Values{
-		"_journal_mode": {"WAL"}, "_synchronous": {"FULL"}, "_txlock": {"immediate"},
-	}))
+	writer, err := openWriter(abs, busyAsk)
 	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
+		return nil, err
 	}
-	writer.SetMaxOpenConns(1)
 	reader, err := openReader(abs)
 	if err != nil {
 		return nil, errors.Join(err, writer.Close())
@@ -84,21 +83,34 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, reader.Close(), writer.Close())
 	}
-	s := &Store{writer: writer, reader: reader, lookups: lookups, writes: newPrepared(writer), looks: newPrepared(lookups)}
+	s := &Store{path: abs, writer: writer, reader: reader, lookups: lookups, writes: newPrepared(writer), looks: newPrepared(lookups)}
 
 	// The writer's first connection turns the file to WAL, which has to come before
 	// any reader's; it also shows whether the file is a database at all.
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := s.writer.PingContext(ctx); err != nil {
+	if err := whenFree(ctx, func() error { return s.writer.PingContext(ctx) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 	}
 	return s, nil
 }
 
+// openWriter opens a connection that writes, whose transactions hold the file's write lock
+// from their beginning. SQLite waits so long for the lock.
+func openWriter(path string, busy time.Duration) (*sql.DB, error) {
+	writer, err := sql.Open(driverName, dsn(path, busy, url.Values{
+		"_journal_mode": {"WAL"}, "_synchronous": {"FULL"}, "_txlock": {"immediate"},
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	writer.SetMaxOpenConns(1)
+	return writer, nil
+}
+
 // openReader opens connections that read alone.
 func openReader(path string) (*sql.DB, error) {
-	reader, err := sql.Open(driverName, dsn(path, url.Values{"_query_only": {"true"}}))
+	reader, err := sql.Open(driverName, dsn(path, busyTimeout, url.Values{"_query_only": {"true"}}))
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
@@ -127,13 +139,13 @@ func createFile(path string) error {
 }
 
 // dsn returns path as a URI, in which no character of a path has a meaning.
-func dsn(path string, params url.Values) string {
+func dsn(path string, busy time.Duration, params url.Values) string {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") {
 		path = "/" + path // a drive letter
 	}
 	params.Set("mode", "rw")
-	params.Set("_busy_timeout", fmt.Sprint(busyTimeout.Milliseconds()))
+	params.Set("_busy_timeout", fmt.Sprint(busy.Milliseconds()))
 	params.Set("_dqs", "false")
 	uri := url.URL{Scheme: "file", Path: path, RawQuery: params.Encode()}
 	return uri.String()
@@ -152,7 +164,13 @@ func (s *Store) Ping(ctx context.Context) error {
 
 // Migrate implements store.Store. It takes as long as the migrations take; ctx
 // bounds it.
-func (s *Store) Migrate(ctx context.Context) error { return migrations.SQLite(ctx, s.writer) }
+func (s *Store) Migrate(ctx context.Context) error {
+	writer, err := openWriter(s.path, busyTimeout)
+	if err != nil {
+		return err
+	}
+	return errors.Join(migrations.SQLite(ctx, writer), writer.Close())
+}
 
 // Pending implements store.Store.
 func (s *Store) Pending(ctx context.Context) (bool, error) {
@@ -186,27 +204,6 @@ func (s *Store) Close() error {
 		return fmt.Errorf("close database: %w", err)
 	}
 	return nil
-}
-
-// query runs a statement that returns rows on db and collects them.
-func query[T any](
-	ctx context.Context, db *sql.DB, scan func(*sql.Rows) (T, error), statement string, args ...any,
-) (values []T, err error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	rows, err := db.QueryContext(ctx, statement, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		value, err := scan(rows)
-		if err != nil {
-			return nil, err
-		}
-		values = append(values, value)
-	}
-	return values, rows.Err()
 }
 
 // micros returns t as it is stored.

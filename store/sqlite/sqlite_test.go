@@ -3,13 +3,16 @@ package sqlite_test
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 
 	"sluice/internal/inference"
 	"sluice/migrations"
@@ -157,6 +160,42 @@ func TestAWriterThatWaitsInVainGivesUp(t *testing.T) {
 	require.Error(t, err)
 	require.True(t, store.Unreachable(err), err)
 	require.Less(t, time.Since(start), 10*time.Second)
+}
+
+func TestAWriterHasItsTurnBesideBusyOnes(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "sluice.db")
+	s := open(t, path)
+	require.NoError(t, s.Migrate(t.Context()))
+	busy, ctx := errgroup.WithContext(t.Context())
+	enough := make(chan struct{})
+	for w := range 2 {
+		other := open(t, path)
+		busy.Go(func() error {
+			for n := 0; ; n++ {
+				select {
+				case <-enough:
+					return nil
+				default:
+				}
+				batch := make([]inference.Record, store.MaxBatch)
+				for i := range batch {
+					batch[i].JobID = fmt.Sprintf("%d-%d-%d", w, n, i)
+				}
+				if _, err := other.AppendUsage(ctx, batch); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	for i := range 30 {
+		_, err := s.AppendUsage(t.Context(), []inference.Record{{JobID: fmt.Sprint(i)}})
+		if !assert.NoError(t, err) {
+			break
+		}
+	}
+	close(enough)
+	require.NoError(t, busy.Wait())
 }
 
 // holdWriteLock takes the file's write lock, as another process may, until the test

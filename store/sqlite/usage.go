@@ -26,18 +26,12 @@ func (s *Store) AppendUsage(ctx context.Context, records []inference.Record) (in
 	if len(batch) == 0 {
 		return 0, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	tx, err := s.writer.BeginTx(ctx, nil)
+	inserted := 0
+	err = s.inTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		inserted, err = insertUsage(ctx, tx, batch)
+		return err
+	})
 	if err != nil {
-		return 0, fmt.Errorf("append usage: %w", err)
-	}
-	defer func() { _ = tx.Rollback() }() // does nothing after the commit
-	inserted, err := insertUsage(ctx, tx, batch)
-	if err != nil {
-		return 0, fmt.Errorf("append usage: %w", err)
-	}
-	if err := tx.Commit(); err != nil {
 		return 0, fmt.Errorf("append usage: %w", err)
 	}
 	return inserted, nil

@@ -129,24 +129,12 @@ func (s *Store) RotateTenantSecret(ctx context.Context, tenant string, secret we
 	if err := store.CheckSecret(tenant, secret); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	_, err := s.writer.ExecContext(ctx, statement.RotateTenantSecret(clockAt("$4")),
+	_, err := s.exec(ctx, statement.RotateTenantSecret(clockAt("$4")),
 		tenant, secret.Reveal(), overlap.Microseconds(), micros(time.Now()))
 	if err != nil {
 		return fmt.Errorf("rotate secret of tenant %s: %w", tenant, err)
 	}
 	return nil
-}
-
-// execTx runs a statement and returns how many rows it changed.
-func execTx(ctx context.Context, tx *sql.Tx, text string, args ...any) (int, error) {
-	result, err := tx.ExecContext(ctx, text, args...)
-	if err != nil {
-		return 0, err
-	}
-	n, err := result.RowsAffected()
-	return int(n), err
 }
 
 func scanWebhook(rows *sql.Rows) (store.Webhook, error) {
