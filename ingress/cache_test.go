@@ -16,10 +16,10 @@ import (
 	"sluice/internal/apikey"
 	"sluice/internal/cache"
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/internal/queue"
 	"sluice/internal/routing"
 	"sluice/store"
-	"sluice/store/sqlite"
 )
 
 // caching turns the cache on for every request, and changes the rule.
@@ -351,19 +351,9 @@ func TestAnAnswerOfAnotherModelIsNotGiven(t *testing.T) {
 	r.chat(plainRequest, "X-Beta", "2").told(cacheHit)
 }
 
-// rowsAt opens a database of answers.
-func rowsAt(t *testing.T) store.Store {
-	t.Helper()
-	db, err := sqlite.Open(t.Context(), t.TempDir()+"/sluice.db")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, db.Close()) })
-	require.NoError(t, db.Migrate(t.Context()))
-	return db
-}
-
 func TestAnswersAreSharedAndForgottenByAllIngresses(t *testing.T) {
 	t.Parallel()
-	db := rowsAt(t)
+	db := openJobs(t)
 	shared := func(o *Options) { o.Cache.Rows = db }
 	r := setup(t, caching(), shared)
 	r.work()
@@ -440,7 +430,7 @@ func TestWithoutItsDatabaseTheCacheGoesOn(t *testing.T) {
 
 func TestAnIdempotentRequestIsNotLookedUpAgain(t *testing.T) {
 	t.Parallel()
-	db := rowsAt(t)
+	db := openJobs(t)
 	r := setup(t, caching(), func(o *Options) { o.Idempotency = IdempotencyOptions{Keys: db, Keep: time.Hour} })
 	r.work()
 	r.miss(plainRequest)
@@ -448,6 +438,36 @@ func TestAnIdempotentRequestIsNotLookedUpAgain(t *testing.T) {
 	require.Empty(t, first.Header.Get(replayedHeader))
 	resp, again := r.chat(plainRequest, idempotencyHeader, "k").whole()
 	require.Equal(t, []string{"true", body}, []string{resp.Header.Get(replayedHeader), again})
+	require.Equal(t, cacheHit, resp.Header.Get(cacheHeader))
+	require.Equal(t, first.Header.Get(ageHeader), resp.Header.Get(ageHeader))
+	require.NotEmpty(t, resp.Header.Get(ageHeader))
 	r.rowsOf(cacheHit, 1)
 	require.Equal(t, int64(1), r.ingress.cache.metrics.hits.Load())
+}
+
+func TestAHitSaysHowItsCallerStands(t *testing.T) {
+	t.Parallel()
+	r := setup(t, caching(), withLimits(newCounters(t), limits.Limits{RequestsPerMinute: 2}))
+	r.work()
+	left := func(resp *http.Response) []string {
+		return []string{resp.Header.Get("x-ratelimit-limit-requests"), resp.Header.Get("x-ratelimit-remaining-requests")}
+	}
+	require.Equal(t, []string{"2", "2"}, left(r.chat(plainRequest, "Cache-Control", "only-if-cached").fails(http.StatusGatewayTimeout, inference.CodeNotCached)))
+	r.miss(plainRequest)
+	for range 3 {
+		resp, _ := r.chat(plainRequest).told(cacheHit)
+		require.Equal(t, []string{"2", "1"}, left(resp), "a hit takes nothing")
+	}
+}
+
+func TestOnlyIfCachedIsAnsweredAtOnce(t *testing.T) {
+	t.Parallel()
+	r := setup(t, caching(), withJobs(openJobs(t)))
+	r.work()
+	only := []string{"Cache-Control", "only-if-cached", "Prefer", "respond-async"}
+	r.chat(plainRequest, only...).fails(http.StatusGatewayTimeout, inference.CodeNotCached)
+	r.miss(plainRequest)
+	_, body := r.chat(plainRequest, only...).told(cacheHit)
+	require.Equal(t, wholeAnswer, body)
+	r.idle()
 }

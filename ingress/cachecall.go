@@ -25,6 +25,8 @@ type cacheCall struct {
 	generation int64                 // of purges, when the request came
 	arrived    time.Time
 
+	standing func(http.Header) // tells how the caller stands with its limits
+
 	parts   int  // choices, or texts to embed, of which the answer must have all
 	bounded bool // the request bounds the answer's length
 	most    int  // bytes of an answer that may be kept
@@ -91,6 +93,7 @@ func (s *Ingress) fromCache(w http.ResponseWriter, r *http.Request, adm *admissi
 			adm.memory.release()
 		}
 	}()
+	c.standing = func(h http.Header) { s.tellLimits(h, adm) }
 	bypass := c.wish.NoStore || c.wish.NoCache
 	if bypass {
 		c.result = cacheBypass
@@ -101,6 +104,7 @@ func (s *Ingress) fromCache(w http.ResponseWriter, r *http.Request, adm *admissi
 	}
 	switch {
 	case c.wish.OnlyIfCached:
+		c.standing(w.Header())
 		s.failAdmitted(w, r, c, errNotCached())
 		return true
 	case bypass:

@@ -61,6 +61,8 @@ func (s *Ingress) hand(w http.ResponseWriter, c *cacheCall, g *gift, result stri
 	if c.out != nil && c.out.head {
 		prefix = http.TrailerPrefix
 		c.out.cached, c.out.late = c, nil // nobody else's headers follow
+	} else {
+		c.standing(h)
 	}
 	c.tell(h, prefix)
 	h.Set(prefix+"X-Sluice-Provider", a.Provider)

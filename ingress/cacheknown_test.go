@@ -62,7 +62,7 @@ func (a *answerCache) asks(t *testing.T, w *watchedRows, n byte) (asked, found b
 
 func TestOnlyWhatTheDatabaseMayHaveIsLookedUp(t *testing.T) {
 	t.Parallel()
-	db := rowsAt(t)
+	db := openJobs(t)
 	require.NoError(t, db.PutCached(t.Context(), []store.CachedAnswer{*keptAnswer(1, 10)}))
 	r := setup(t)
 	w := &watchedRows{Cache: db}
@@ -93,7 +93,7 @@ func TestOnlyWhatTheDatabaseMayHaveIsLookedUp(t *testing.T) {
 func TestWhatIsNotKnownIsLookedUp(t *testing.T) {
 	t.Parallel()
 	r := setup(t)
-	w := &watchedRows{Cache: rowsAt(t)}
+	w := &watchedRows{Cache: openJobs(t)}
 	k := &knownAnswers{rows: w, conn: r.connect(), log: discard(), anew: make(chan struct{}, 1)}
 	absent, brought := cache.Key{9}, keptAnswer(5, 10)
 	require.True(t, k.may(absent))
@@ -204,7 +204,7 @@ func TestAfterAnOutageWhatIsThereIsReadAgain(t *testing.T) {
 	conn, err := queue.Connect(queue.Options{Name: t.Name(), URL: server.URL(), Limits: testLimits(), Logger: discard()})
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
-	db := rowsAt(t)
+	db := openJobs(t)
 	a := newAnswerCache(CacheOptions{Rows: db}, conn, func() *cache.Policy { return &cache.Policy{DatabaseBytes: 1 << 20} }, NewMetrics(prometheus.NewRegistry()), discard())
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -229,7 +229,7 @@ func (manyRows) CacheSize(context.Context) (answers, bytes int64, err error) {
 func TestTooManyAnswersAreNotKnown(t *testing.T) {
 	t.Parallel()
 	r := setup(t)
-	k := &knownAnswers{rows: manyRows{rowsAt(t)}, conn: r.conn, log: discard()}
+	k := &knownAnswers{rows: manyRows{openJobs(t)}, conn: r.conn, log: discard()}
 	k.known.Store(cache.NewFilter(1))
 	require.False(t, k.may(cache.Key{}))
 	require.NoError(t, k.read(t.Context()))

@@ -57,7 +57,7 @@ func TestMemoryIsBoundedInBytes(t *testing.T) {
 
 func TestTheDatabaseIsBoundedInBytes(t *testing.T) {
 	t.Parallel()
-	db := rowsAt(t)
+	db := openJobs(t)
 	a := newLevels(t, db, &cache.Policy{MemoryBytes: 1 << 20, DatabaseBytes: 32 << 10})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -77,7 +77,7 @@ func TestTheDatabaseIsBoundedInBytes(t *testing.T) {
 
 func TestAnswersOnTheirWayAreBounded(t *testing.T) {
 	t.Parallel()
-	a := newLevels(t, rowsAt(t), &cache.Policy{DatabaseBytes: 1 << 40})
+	a := newLevels(t, openJobs(t), &cache.Policy{DatabaseBytes: 1 << 40})
 	for range cachePuts + 7 {
 		a.keep(keptAnswer(1, 10))
 	}
@@ -245,7 +245,7 @@ func TestPurgesAreKnownUpToABound(t *testing.T) {
 // A purge that comes between the look into the database and the memory is not lost.
 func TestAnAnswerThatWasReadBeforeThePurgeDoesNotStay(t *testing.T) {
 	t.Parallel()
-	db := rowsAt(t)
+	db := openJobs(t)
 	p := &cache.Policy{MemoryBytes: 1 << 20, DatabaseBytes: 1 << 20}
 	a := newLevels(t, db, p)
 	require.NoError(t, db.PutCached(t.Context(), []store.CachedAnswer{*keptAnswer(1, 10)}))

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"sluice/internal/cache"
 	"sluice/internal/inference"
 	"sluice/internal/limits"
 	"sluice/internal/openaiapi"
@@ -96,9 +97,10 @@ func (s *Ingress) infer(w http.ResponseWriter, r *http.Request, op operation) {
 }
 
 // answersLater reports whether the request is answered with a job: any that prefers it,
-// also one for a stream, if there is a database for jobs.
+// also one for a stream, if there is a database for jobs. One that wants an answer from the
+// cache or none has nothing to wait for.
 func (s *Ingress) answersLater(r *http.Request) bool {
-	return s.stored != nil && preferencesOf(r.Header).async
+	return s.stored != nil && preferencesOf(r.Header).async && !cache.WishOf(r.Header).OnlyIfCached
 }
 
 // admission is a request that may go to the queue.

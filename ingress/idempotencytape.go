@@ -134,7 +134,7 @@ func frees(a store.IdempotentAnswer, again bool) bool {
 // this request's own.
 func tells(name string) bool {
 	switch name {
-	case "Content-Type", "Cache-Control", "Location", "Preference-Applied", "Retry-After", "Retry-After-Ms", "X-Accel-Buffering", "X-Should-Retry":
+	case "Age", "Content-Type", "Cache-Control", "Location", "Preference-Applied", "Retry-After", "Retry-After-Ms", "X-Accel-Buffering", "X-Should-Retry":
 		return true
 	}
 	return strings.HasPrefix(name, "X-Sluice-")

@@ -104,17 +104,25 @@ func collect[T any](rows *sql.Rows, scan func(*sql.Rows) (T, error)) (values []T
 }
 
 // whenFree does what needs the file's write lock, and does it again for as long as another
-// process has it, busyTimeout at most. SQLite looks for the lock at growing intervals, up to
-// a tenth of a second, so that beside a process with one transaction after another it may
-// never find it free: each time that it is asked anew it begins with short ones.
+// process has it, busyTimeout at most. SQLite's own wait looks for the lock at growing
+// intervals, up to a tenth of a second, so that beside a process with one transaction after
+// another it may never find it free.
 func whenFree(ctx context.Context, do func() error) error {
 	for began := time.Now(); ; {
 		err := do()
-		if !busy(err) || ctx.Err() != nil || time.Since(began) > busyTimeout {
+		if !busy(err) || time.Since(began) > busyTimeout {
 			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(busyAsk):
 		}
 	}
 }
+
+// busyAsk is about how long the file is free between two transactions of another process.
+const busyAsk = 500 * time.Microsecond
 
 const codeBusy = 5 // SQLITE_BUSY; its extended codes have more in their upper bytes
 

@@ -28,10 +28,9 @@ const (
 	driverName = "sqlite"
 
 	// timeout bounds one call, busyTimeout the part of it that waits for another
-	// process's transaction, and busyAsk how long SQLite itself waits for it: see whenFree.
+	// process's transaction.
 	timeout     = 5 * time.Second
 	busyTimeout = 4 * time.Second
-	busyAsk     = 20 * time.Millisecond
 
 	// maxReaders is how many reads run beside each other; there is always one writer.
 	maxReaders = 4
@@ -71,7 +70,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err := createFile(abs); err != nil {
 		return nil, err
 	}
-	writer, err := openWriter(abs, busyAsk)
+	writer, err := openWriter(abs, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +95,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 }
 
 // openWriter opens a connection that writes, whose transactions hold the file's write lock
-// from their beginning. SQLite waits so long for the lock.
+// from their beginning. SQLite itself waits so long for the lock: see whenFree.
 func openWriter(path string, busy time.Duration) (*sql.DB, error) {
 	writer, err := sql.Open(driverName, dsn(path, busy, url.Values{
 		"_journal_mode": {"WAL"}, "_synchronous": {"FULL"}, "_txlock": {"immediate"},
