@@ -29,6 +29,7 @@ type account struct {
 	busy    bool          // a goroutine flushes it
 	touched time.Duration // when a request last came or ended
 	tight   bool          // little is left of a gauge
+	asked   time.Duration // when the ledger last answered, or did not; zero: it has to be asked
 
 	// What follows is changed under mu: by the goroutine that flushes, or while none does.
 	// That goroutine alone therefore reads it without; nobody else changes it meanwhile. The
@@ -39,9 +40,8 @@ type account struct {
 	swapped   time.Duration // when it was last changed
 	unsure    *flight       // a swap that nobody knows the end of
 	ledger    [windows]spent
-	asked     time.Duration // when the ledger last answered, or did not
-	question  *question     // on its way to the ledger
-	conflicts int           // in a row
+	question  *question // on its way to the ledger
+	conflicts int       // in a row
 }
 
 // hand is what was taken in advance and may be used without asking.
@@ -67,6 +67,16 @@ type verdict struct {
 	entry   int64
 	refusal *Refusal
 	err     error
+}
+
+// touch notes what a request asks with. A budget that changes may have been away, and what
+// was spent meanwhile is not in the record. Callers of one scope may differ in what their
+// tokens say: the ledger is not asked at each of them.
+func (a *account) touch(s *Scope, at time.Duration) {
+	if s.Limits.Budget != a.limits.Budget && at-a.asked >= leaveAfter {
+		a.asked = 0
+	}
+	a.limits, a.before, a.touched = s.Limits, s.Before, at
 }
 
 // take takes the need out of what is in hand, if that suffices. The caller holds mu.

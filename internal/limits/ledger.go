@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,11 +22,11 @@ type question struct {
 }
 
 // askLedger asks for the money that was spent when the record says nothing of it, when a
-// window begins, when a process is gone that had some in hand, and once in a while after
-// that. Only in the first case an answer is needed. In the second it is waited for, for a
-// moment: the record knows that nothing was spent, unless it was not asked for a while,
-// such as while its holder had no budget. Without an answer requests go by the record, and
-// a later answer corrects it.
+// window begins, when the account is opened or its budget changes, and once in a while
+// after that. Only in the first case an answer is needed. In the next ones it is waited
+// for, for a moment: the record knows what was spent, unless it was not told for a while,
+// such as while its holder had no budget, or by a process that was killed. Without an
+// answer requests go by the record, and a later answer corrects it.
 func (l *Limiter) askLedger(a *account) error {
 	a.mu.Lock()
 	scope, asked := Scope{ID: a.scope, Limits: a.limits, Before: a.before}, a.asked
@@ -36,7 +35,7 @@ func (l *Limiter) askLedger(a *account) error {
 	early := l.clock.now().early
 	needed, wished := a.asksLedger(&limits, early)
 	if a.question == nil {
-		if !needed && !wished && !l.asksAgain(a, &limits, asked, early) {
+		if !needed && !wished && (limits.Budget == (Budget{}) || l.since()-asked < ledgerEvery) {
 			return nil
 		}
 		if a.question = l.ask(scope, early); a.question == nil && needed {
@@ -78,38 +77,23 @@ func (l *Limiter) askLedger(a *account) error {
 	return nil
 }
 
-// asksAgain reports whether the ledger may know by now what the record does not.
-func (l *Limiter) asksAgain(a *account, limits *Limits, asked time.Duration, early int64) bool {
-	if limits.Budget == (Budget{}) {
-		return false
-	}
-	if asked == 0 {
-		return a.rec.bereft(early)
-	}
-	return l.since()-asked >= ledgerEvery
-}
-
 // wishedPart is the part of its patience for which a request waits for an answer that it
 // can do without.
 const wishedPart = 2
 
 // asksLedger reports whether neither the record nor the ledger's last answer tells what was
 // spent in a window that has a budget, and whether the record alone does, of a window that
-// begins now.
+// begins now or of any since the ledger has to be asked anew.
 func (a *account) asksLedger(limits *Limits, early int64) (needed, wished bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	lacking, begun := a.rec.lacks(limits), a.rec.begins(limits, early)
+	wished = a.asked == 0 && limits.Budget != (Budget{})
 	for w := range windows {
 		unsaid := a.ledger[w].start != windowStart(w, early)
 		needed, wished = needed || lacking[w] && unsaid, wished || begun[w] && unsaid
 	}
 	return needed, wished
-}
-
-// bereft reports whether money is reserved for a process that is gone.
-func (r *record) bereft(early int64) bool {
-	return r != nil && slices.ContainsFunc(r.holders, func(h holder) bool { return h.end <= early && h.money > 0 })
 }
 
 // answered reports whether there is an answer, at once or after some waiting.

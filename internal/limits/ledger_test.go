@@ -203,6 +203,45 @@ func TestABudgetThatComesBackAsksTheLedger(t *testing.T) {
 	})
 }
 
+// A holder may have had no limits for a part of a window, so that nothing of what it spent
+// then was told to its record, whether its scope was forgotten meanwhile or not.
+func TestABudgetThatComesBackInItsWindowCountsWhatWasSpent(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		away   time.Duration
+		budget inference.Cost
+	}{
+		"another budget, soon":   {10 * time.Second, 120},
+		"another budget, later":  {5 * time.Minute, 120},
+		"the same budget, later": {5 * time.Minute, 100},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var spent, asked atomic.Int64
+				s := newShelf()
+				l, _ := run(t, Options{Counters: newReach(s), Spent: func(context.Context, Scope, time.Time) (inference.Cost, error) {
+					asked.Add(1)
+					return inference.Cost(spent.Load()), nil
+				}})
+				admit(t, l, Demand{Scopes: one(Limits{Budget: Budget{Month: 100}}), Cost: 30}).Settle(0, 30)
+				time.Sleep(c.away)
+				spent.Store(90)
+				asked.Store(0)
+				d := Demand{Scopes: one(Limits{Budget: Budget{Month: c.budget}}), Cost: c.budget - 80}
+				require.Equal(t, "budget.month", refuse(t, l, d).Limit)
+				d.Cost = 1
+				for range 20 {
+					admit(t, l, d).Release()
+					time.Sleep(time.Second)
+				}
+				require.EqualValues(t, 90, s.record(t, "key:1").spent[month].amount)
+				require.EqualValues(t, 1, asked.Load(), "it is asked once")
+			})
+		})
+	}
+}
+
 // A ledger of millions of rows takes longer to sum them up than a request waits.
 func TestASlowLedgerIsWaitedForOnce(t *testing.T) {
 	t.Parallel()

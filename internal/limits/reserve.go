@@ -82,7 +82,7 @@ func (l *Limiter) takeOrQueue(s *Scope, n *need, now instant, at time.Duration, 
 		return nil, 0, err
 	}
 	defer a.mu.Unlock()
-	a.limits, a.before, a.touched = n.limits, s.Before, at
+	a.touch(s, at)
 	if l.clock.known() {
 		if until, ok := a.take(n, now, l.terms.window); ok {
 			a.rate.note(n, at)
@@ -252,7 +252,7 @@ func (l *Limiter) Charge(d Demand) {
 			continue // so many scopes are in use that one that is not known cannot be remembered
 		}
 		money := max(int64(d.Cost), 0)
-		a.limits, a.before, a.touched = s.Limits, s.Before, at
+		a.touch(s, at)
 		a.owed = owe(a.owed, entry{l.clock.now().late + l.terms.window, 1, bounded(d.Tokens)})
 		a.used.money, a.spend = add(a.used.money, money), add(a.spend, money)
 		l.tell(a)
