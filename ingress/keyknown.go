@@ -33,6 +33,15 @@ func (k *knownKeys) put(hash [32]byte, key store.Key) {
 	}
 }
 
+// of returns the key with the id, if it is known.
+func (k *knownKeys) of(id string) (store.Key, bool) {
+	hashes := k.hashes[id]
+	if len(hashes) == 0 {
+		return store.Key{}, false
+	}
+	return k.get(hashes[0]) // they all lead to the same
+}
+
 // change has a key that is known be known as it is now, by every secret that it was ever
 // shown with: also by one that the key itself has forgotten.
 func (k *knownKeys) change(key store.Key) {

@@ -12,6 +12,7 @@ import (
 
 	"sluice/internal/apikey"
 	"sluice/internal/inference"
+	"sluice/internal/limits"
 	"sluice/internal/routing"
 	"sluice/internal/token"
 	"sluice/store"
@@ -176,6 +177,22 @@ func (k *keyring) fetch(ctx context.Context, hash [32]byte) (store.Key, error) {
 
 func errAuthUnavailable(err error) error {
 	return &inference.Error{Code: inference.CodeAuthUnavailable, Retryable: true, Message: "The API key cannot be checked at the moment.", Err: err}
+}
+
+// limitsNow returns the own limits that a key has by now, without a question to the
+// database. Those of a token, or of a key that is not known any more, stay as they were.
+func (k *keyring) limitsNow(static []store.Key, id string, were *limits.Limits) *limits.Limits {
+	for i := range static {
+		if static[i].ID == id {
+			return static[i].Limits
+		}
+	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if key, ok := k.known.of(id); ok {
+		return key.Limits
+	}
+	return were
 }
 
 // run keeps the known keys current until ctx ends.

@@ -59,8 +59,11 @@ type leaving struct {
 	since time.Time
 }
 
-// putOff says until when nothing more is asked of a scope that has refused a job.
+// putOff says until when nothing more is asked of a scope that has refused a job, as long
+// as its limit is the one that did.
 type putOff struct {
+	limit string
+	most  int64
 	until time.Time
 	jobs  int           // put off since
 	short time.Duration // its length, where it may end with any job of the scope; else zero
@@ -230,7 +233,7 @@ func (l *jobLimits) later(scopes []limits.Scope, now time.Time) time.Time {
 	defer l.mu.Unlock()
 	for i := range scopes {
 		at, known := l.putOffs[scopes[i].ID]
-		if !known || !now.Before(at.until) {
+		if !known || !now.Before(at.until) || boundOf(at.limit, &scopes[i].Limits) != at.most {
 			continue
 		}
 		at.jobs++
@@ -247,7 +250,7 @@ func (l *jobLimits) refused(r *limits.Refusal, now time.Time) time.Time {
 	if len(l.putOffs) >= putOffsMost {
 		clear(l.putOffs) // they come back, one question each
 	}
-	at := putOff{until: now.Add(min(max(r.RetryAfter, putOffLeast), putOffMost))}
+	at := putOff{limit: r.Limit, most: r.Most, until: now.Add(min(max(r.RetryAfter, putOffLeast), putOffMost))}
 	if r.Limit == "concurrent" {
 		at.short = min(max(2*l.putOffs[r.Scope].short, putOffShort), shortMost)
 		at.until = now.Add(at.short)

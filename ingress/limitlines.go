@@ -31,9 +31,9 @@ type limitLine struct {
 // limitWaiter is one request that waits.
 type limitWaiter struct {
 	arrival uint64
-	scopes  []limits.Scope
-	at      string        // the scope in whose line it stands; empty: in none
-	wake    chan struct{} // it may be its turn
+	scopes  []limits.Scope // of its own goroutine alone
+	at      string         // the scope in whose line it stands; empty: in none
+	wake    chan struct{}  // it may be its turn
 }
 
 // enter makes the request one that waits, in no line yet, or returns nil when too many do.
@@ -87,7 +87,8 @@ func (l *limitLines) turn(w *limitWaiter) bool {
 
 // refusal returns why a request that comes now does not fit before those that wait for one
 // of its scopes; nil if none does. One that would not fit if nobody waited need not be told
-// of them.
+// of them. Nor does one wait for them whose limit is another than the one that has refused
+// them: it was changed, and the first of them goes by that when it asks again.
 func (l *limitLines) refusal(d *limits.Demand) *limits.Refusal {
 	if l.count.Load() == 0 {
 		return nil
@@ -98,7 +99,8 @@ func (l *limitLines) refusal(d *limits.Demand) *limits.Refusal {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range d.Scopes {
-		if line := l.byScope[d.Scopes[i].ID]; line != nil {
+		s := &d.Scopes[i]
+		if line := l.byScope[s.ID]; line != nil && line.last.Most == boundOf(line.last.Limit, &s.Limits) {
 			r := line.last
 			r.Asked = askedOf(r.Limit, d)
 			return &r
@@ -116,6 +118,27 @@ func askedOf(limit string, d *limits.Demand) int64 {
 		return int64(d.Cost)
 	}
 	return 1
+}
+
+// boundOf is what the limits say of the limit; zero: it bounds nothing.
+func boundOf(limit string, l *limits.Limits) int64 {
+	switch limit {
+	case "requests_per_minute":
+		return l.RequestsPerMinute
+	case "tokens_per_minute":
+		return l.TokensPerMinute
+	case "concurrent":
+		return l.Concurrent
+	case limitQueued:
+		return l.Queued
+	case "budget.day":
+		return int64(l.Budget.Day)
+	case "budget.week":
+		return int64(l.Budget.Week)
+	case "budget.month":
+		return int64(l.Budget.Month)
+	}
+	return 0
 }
 
 // wake has the first waiters for the scopes ask again: something was given back.

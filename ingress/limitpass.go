@@ -34,6 +34,7 @@ func (s *Ingress) pass(w http.ResponseWriter, r *http.Request, adm *admission) (
 	}
 	ctx, cancel := context.WithDeadline(r.Context(), adm.job.Deadline)
 	defer cancel()
+	q.renewed = func() limits.Demand { return s.demandNow(adm, q) }
 	q.overtaken = s.cache.yield(adm.cache)
 	out := adm.out()
 	if out == nil {

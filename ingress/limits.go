@@ -37,7 +37,8 @@ type limited struct {
 	size     size
 	job      *inference.Job
 
-	overtaken <-chan struct{} // closed when another request got the answer; nil: that is not looked for
+	renewed   func() limits.Demand // what it asks by the limits that hold now, while it waits; nil: they do not change
+	overtaken <-chan struct{}      // closed when another request got the answer; nil: that is not looked for
 }
 
 // limitsOf returns what the request asks of its limits, or nil if nothing limits it.
@@ -57,6 +58,18 @@ func (s *Ingress) limitsOf(adm *admission) *limited {
 		settings: l, model: model, waits: l.waits(p), size: adm.size, job: job,
 		demand: l.demand(scopes, job, adm.size, table, job.CreatedAt),
 	}
+}
+
+// demandNow is what a request asks that only waits for its limits: it has not begun, and
+// goes by the bounds that hold by now, those of its key, its tenant and its model. All else,
+// such as its route and its prices, is that of the settings that it came with.
+func (s *Ingress) demandNow(adm *admission, q *limited) limits.Demand {
+	now, job := s.current(), adm.job
+	own := s.keys.limitsNow(now.StaticKeys, job.KeyID, adm.ownLimits)
+	scopes := now.Limits.scopes(payer{key: job.KeyID, own: own, tenant: job.Tenant, model: q.model})
+	d := q.settings.demand(scopes, job, q.size, s.table(adm.settings), job.CreatedAt)
+	d.Queued = true
+	return d
 }
 
 // reserve takes what the request asks for, at once or not at all. A request that may pass
@@ -130,6 +143,10 @@ func (l *limiting) await(ctx context.Context, q *limited, r *limits.Refusal, eve
 			again = time.After(askLeast) // much may be given back at once
 			continue
 		case <-again:
+		}
+		if q.renewed != nil {
+			q.demand = q.renewed()
+			w.scopes = q.demand.Scopes
 		}
 		if !l.lines.turn(w) {
 			again = nil

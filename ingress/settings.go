@@ -13,8 +13,9 @@ import (
 
 // Settings are what may change while an ingress runs. A value of it is not changed: the
 // next one takes its place whole, and a request goes on with the one it began with, from
-// the check of its key to its price. What lives longer than that stands outside: the keys
-// of the database and of issuers, what workers say, and the turns of rules.
+// the check of its key to its price; only while it waits for its limits, those in force
+// count. What lives longer than that stands outside: the keys of the database and of
+// issuers, what workers say, and the turns of rules.
 type Settings struct {
 	StaticKeys []store.Key
 	Providers  map[string]ProviderInfo
@@ -60,10 +61,10 @@ func (s *Ingress) authenticate(r *http.Request) (store.Key, error) {
 func (s *Ingress) table(of *Settings) *routing.Table { return s.workers.tableOf(of.layout) }
 
 // Apply puts other settings in the place of those there are, in one swap of one pointer.
-// Requests that have begun go on with the ones that they began with, in everything. A key
-// that next does not have is refused from now on. Of rules that remain the turns go on.
-// Nothing more is sent to a provider that next does not have, for as long as workers still
-// announce it; they work off its queue.
+// Requests that have begun go on with the ones that they began with, in everything but
+// limits that they still wait for. A key that next does not have is refused from now on.
+// Of rules that remain the turns go on. Nothing more is sent to a provider that next does
+// not have, for as long as workers still announce it; they work off its queue.
 func (s *Ingress) Apply(next Settings) {
 	s.applying.Lock()
 	defer s.applying.Unlock()
