@@ -31,10 +31,10 @@ var (
 		"X-Stainless-Arch", "X-Stainless-Async", "X-Stainless-Custom-Poll-Interval", "X-Stainless-Helper-Method", "X-Stainless-Lang", "X-Stainless-OS",
 		"X-Stainless-Package-Version", "X-Stainless-Poll-Helper", "X-Stainless-Raw-Response", "X-Stainless-Read-Timeout",
 		"X-Stainless-Retry-Count", "X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout",
-		"X-Sluice-Cache", "X-Sluice-Resume-Window", "X-Sluice-Timeout", "X-Sluice-Webhook", "X-Sluice-Webhook-Secret",
+		"X-Sluice-Cache", "X-Sluice-Resume-Window", "X-Sluice-Timeout", "X-Sluice-Webhook",
 	}
 	corsExposed = []string{
-		"Accept-Ranges", "Age", "Content-Disposition", "Content-Length", "Content-Range", "ETag", "Location", "Preference-Applied", "Retry-After", "WWW-Authenticate",
+		"Accept-Ranges", "Age", "Allow", "Content-Disposition", "Content-Length", "Content-Range", "ETag", "Location", "Preference-Applied", "Retry-After", "Retry-After-Ms", "WWW-Authenticate",
 		requestIDHeader, replayedHeader, "X-Should-Retry",
 		"X-RateLimit-Limit-Requests", "X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Requests",
 		"X-RateLimit-Remaining-Tokens", "X-RateLimit-Reset-Requests", "X-RateLimit-Reset-Tokens",
