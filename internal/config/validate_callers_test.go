@@ -41,7 +41,11 @@ func TestFaultsOfTokensAndPages(t *testing.T) {
 		{"models claim", jwt("models_claim: .x"), "auth.jwt[0].models_claim: must be the name of a claim"},
 		{"limits claim", jwt("limits_claim: 'a b'"), "auth.jwt[0].limits_claim: must be the name of a claim"},
 		{"tenant", jwt(`tenant: "a\nb"`), "auth.jwt[0].tenant: has a control character"},
-		{"limits", jwt("limits: {models: [{queued: 1}]}"), "auth.jwt[0].limits: models[0].models names no model"},
+		{"limits", jwt("limits: {models: [{queued: 1}]}"), "auth.jwt[0].limits.models[0].models: is missing"},
+		{"limits of a glob", jwt("limits: {models: [{models: ['[gpt'], concurrent: 1}]}"), "auth.jwt[0].limits.models[0].models[0]: must be a model's name or a glob"},
+		{"limits that never count", jwt("limits: {models: [{models: ['*'], queued: 1}, {models: [m], queued: 2}]}"), "auth.jwt[0].limits.models[1].models[0]: never counts"},
+		{"limits to wait for", jwt("limits: {on_limit: queue}"), "auth.jwt[0].limits.on_limit: does nothing"},
+		{"limits of a model of two lines", jwt(`limits: {models: [{models: ["a\nb"], queued: 1}]}`), "auth.jwt[0].limits: models[0].models[0] has a control character"},
 
 		{"origin with a path", cors("allowed_origins: ['https://a/']"), origin},
 		{"origin without a scheme", cors("allowed_origins: [a.example]"), origin},

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"strings"
 
 	"sluice/internal/token"
@@ -35,14 +36,13 @@ func (v *validator) jwt() {
 		}
 		v.claims(j, at)
 		if j.Limits != nil {
-			if err := j.Limits.Policy().Validate(); err != nil {
-				v.wrong(err.Error(), at.with("limits")...)
-			}
+			v.holderLimits(*j.Limits, at.with("limits"))
 		}
+		v.caller(j, at)
 	}
 }
 
-// claims checks the names of claims and what stands in for them.
+// claims checks the names of claims.
 func (v *validator) claims(j JWT, at path) {
 	for _, claim := range []struct {
 		setting, name string
@@ -57,10 +57,19 @@ func (v *validator) claims(j JWT, at path) {
 			v.wrong("must be the name of a claim without spaces; one inside another is written with points, such as org.id", at.with(claim.setting)...)
 		}
 	}
-	if j.Tenant == "" {
-		return
+}
+
+// caller checks what the entry gives to callers of its own: it must be fit for a key, or
+// none of them would be let in.
+func (v *validator) caller(j JWT, at path) {
+	key := store.Key{ID: "-", Name: "-", Tenant: cmp.Or(j.Tenant, "-")}
+	if j.Limits != nil {
+		policy := j.Limits.Policy()
+		key.Limits = &policy
 	}
-	for _, fault := range (store.Key{ID: "-", Name: "-", Tenant: j.Tenant}).Faults() {
-		v.wrong(fault.Problem, at.with("tenant")...)
+	for _, fault := range key.Faults() {
+		if where := at.with(fault.Field); !v.faults.within(where) {
+			v.wrong(fault.Problem, where...)
+		}
 	}
 }

@@ -152,7 +152,7 @@ func (i *issuer) caller(claims map[string]any, ends time.Time) (store.Key, error
 	if !there || !ok || name == "" || len(name) > maxSubject {
 		return store.Key{}, wrongShape(i.SubjectClaim, "is missing, or not a text of 1 to "+strconv.Itoa(maxSubject)+" bytes")
 	}
-	key := store.Key{ID: i.callers() + name, Name: name, Limits: i.Limits, ExpiresAt: ends}
+	key := store.Key{ID: i.callers() + name, Name: name, ExpiresAt: ends}
 	if key.Tenant, err = i.tenant(claims); err != nil {
 		return store.Key{}, err
 	}
@@ -164,6 +164,9 @@ func (i *issuer) caller(claims map[string]any, ends time.Time) (store.Key, error
 	}
 	if faults := key.Faults(); len(faults) > 0 {
 		return store.Key{}, wrongShape(i.claimOf(faults[0].Field), faults[0].Problem)
+	}
+	if key.Limits == nil {
+		key.Limits = i.Limits // the operator's: what is wrong with them is no fault of a token
 	}
 	return key, nil
 }
@@ -178,6 +181,8 @@ func (i *issuer) claimOf(field string) string {
 		return i.TenantClaim
 	case "models":
 		return i.ModelsClaim
+	case "limits":
+		return i.LimitsClaim
 	}
 	return i.SubjectClaim
 }

@@ -280,6 +280,7 @@ func TestALimitOfTheWrongShapeIsNamed(t *testing.T) {
 	t.Parallel()
 	r := setup(t)
 	for want, own := range map[string]claims{
+		"The token's claim limits models[0].models[0] has a control character.":                                                  {"models": []claims{{"models": []string{"a\nb"}, "queued": 1}}},
 		`The token's claim limits cannot be used. There is no field "requests".`:                                                 {"requests": 1},
 		`The token's claim limits cannot be used. "models[0].queued" must not be a JSON string.`:                                 {"models": []claims{{"models": []string{"m"}, "queued": "1"}}},
 		`The token's claim limits cannot be used. "requests_per_minute" must not be null.`:                                       {"requests_per_minute": nil},
@@ -288,6 +289,16 @@ func TestALimitOfTheWrongShapeIsNamed(t *testing.T) {
 		_, err := r.Verify(t.Context(), ed(t, valid(claims{"limits": own})))
 		require.Equal(t, want, inference.AsError(err).Message)
 	}
+}
+
+// What the operator wrote for all callers is not held against a token.
+func TestLimitsOfTheIssuerRefuseNoToken(t *testing.T) {
+	t.Parallel()
+	own := &limits.Limits{Models: []limits.ModelLimits{{Models: []string{"["}, Concurrent: 1}}}
+	r := setup(t, func(i *Issuer) { i.Limits = own })
+	caller, err := r.Verify(t.Context(), ed(t, valid()))
+	require.NoError(t, err)
+	require.Equal(t, own, caller.Limits)
 }
 
 func TestATokenWithoutATenant(t *testing.T) {
