@@ -10,5 +10,6 @@
 // into an error, since any value may be a secret in the wrong place. The
 // composition root hands each component its own section; no component imports the
 // whole. What a client's key must be it asks package store, which holds keys of the
-// database to the same.
+// database to the same; what can be sent to an upstream, package providers, by whose
+// rules the adapters go.
 package config

@@ -77,7 +77,7 @@ store: {url: "postgres://u:`+hidden+`@h/db"}
 auth: {keys: [{name: a, key: "`+hidden+`", expires_at: 2030-01-31T00:00:00Z}]}
 providers:
   b: {type: sim}
-  a: {type: openai, base_url: "https://u:`+hidden+`@h/v1", api_key: "`+hidden+`", models: ["*"]}
+  a: {type: openai, base_url: "https://h/v1?key=`+hidden+`", api_key: "`+hidden+`", models: ["*"]}
 `, "SLUICE_SERVER_KEEPALIVE=7s")
 	require.NoError(t, err)
 	text, err := Show(loaded.Config)
@@ -86,7 +86,7 @@ providers:
 	require.NotContains(t, shown, "hunter2")
 	for _, want := range []string{
 		"timeout: 1h\n", "keepalive: 7s\n", "max_body_bytes: 33554432\n", `url: "nats://u:xxxxx@h:4222"`, "password: xxxxx\n",
-		`url: "postgres://u:xxxxx@h/db"`, "api_key: xxxxx\n", `base_url: "https://u:xxxxx@h/v1"`, "tokens_per_second: 50", "2030-01-31T00:00:00Z",
+		`url: "postgres://u:xxxxx@h/db"`, "api_key: xxxxx\n", `base_url: "https://h/v1?key=xxxxx"`, "tokens_per_second: 50", "2030-01-31T00:00:00Z",
 	} {
 		require.Contains(t, shown, want)
 	}

@@ -187,9 +187,8 @@ func (v *validator) provider(p Provider, at path) {
 		v.wrong("is missing; write openai for an OpenAI-compatible upstream, or anthropic, gemini, custom or sim", at.with("type")...)
 	case (p.Type == TypeOpenAI || p.Type == TypeCustom) && reads && p.BaseURL == "":
 		v.wrong("is missing; write the address of the upstream's API, such as https://api.openai.com/v1", at.with("base_url")...)
-	case p.BaseURL != "" && !validURL(p.BaseURL.Reveal(), "http", "https"):
-		v.wrong("must be an http or https address, such as https://api.openai.com/v1", at.with("base_url")...)
 	}
+	v.upstream(p, at)
 	if p.Proxy != "" && !validURL(p.Proxy.Reveal(), "http", "https", "socks5") {
 		v.wrong("must be an http, https or socks5 address, such as http://proxy:3128", at.with("proxy")...)
 	}

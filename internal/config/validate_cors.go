@@ -4,15 +4,14 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"sluice/providers"
 )
 
 // An origin is what a browser sends of a page's address: scheme, host and port, and
 // nothing behind. A * stands in the first label of the host, or for the port: anywhere
 // else it would let in hosts of other owners.
-var (
-	corsOrigin = regexp.MustCompile(`^[a-z][a-z0-9+.-]*://(\*\.|[a-z0-9-]*\*[a-z0-9-]*\.)?([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:([0-9]{1,5}|\*))?$`)
-	headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
-)
+var corsOrigin = regexp.MustCompile(`^[a-z][a-z0-9+.-]*://(\*\.|[a-z0-9-]*\*[a-z0-9-]*\.)?([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:([0-9]{1,5}|\*))?$`)
 
 // cors checks which pages may call.
 func (v *validator) cors() {
@@ -38,7 +37,7 @@ func (v *validator) cors() {
 	}
 	for name, headers := range map[string][]string{"allowed_headers": c.AllowedHeaders, "exposed_headers": c.ExposedHeaders} {
 		for i, header := range headers {
-			if !headerName.MatchString(header) || header == "*" && c.AllowCredentials {
+			if !providers.ValidHeaderName(header) || header == "*" && c.AllowCredentials {
 				v.wrong("must be the name of a header; with allow_credentials * stands for none", at.with(name).at(i)...)
 			}
 		}

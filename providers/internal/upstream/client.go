@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"sluice/providers"
@@ -107,7 +106,7 @@ type Client struct {
 func New(opts Options) (*Client, error) {
 	base, err := parseBase(opts.BaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("read base URL: %w", err)
+		return nil, fmt.Errorf("read base URL: it %w", err)
 	}
 	if opts.Name == "" {
 		opts.Name = "the provider"
@@ -129,10 +128,13 @@ func New(opts Options) (*Client, error) {
 	}
 	c := &Client{opts: opts, base: base, transport: opts.Transport, header: http.Header{"User-Agent": {"sluice"}}}
 	for name, value := range opts.Headers {
-		if !headerSafe(name) || !headerSafe(value) || strings.ContainsAny(name, " :") {
+		if !providers.ValidHeaderName(name) || !providers.ValidHeaderValue(value) {
 			return nil, fmt.Errorf("read header %q: it holds characters that cannot stand in a header", name)
 		}
 		c.header[http.CanonicalHeaderKey(name)] = []string{value}
+	}
+	if !providers.ValidHeaderName(opts.KeyHeader) {
+		return nil, fmt.Errorf("read the key's header %q: it is no name of a header", opts.KeyHeader)
 	}
 	if c.keys, err = newRing(opts.Keys, opts.KeyPrefix); err != nil {
 		return nil, err
@@ -148,16 +150,9 @@ func New(opts Options) (*Client, error) {
 }
 
 func parseBase(text string) (*url.URL, error) {
-	base, err := url.Parse(strings.TrimSpace(text))
-	switch {
-	case err != nil:
-		return nil, errors.New("not a URL") // the parser's error quotes it, secrets and all
-	case base.Scheme != "http" && base.Scheme != "https":
-		return nil, errors.New("it must begin with http:// or https://")
-	case base.Host == "":
-		return nil, errors.New("it names no host")
-	case base.User != nil:
-		return nil, errors.New("it must not hold credentials; set the API key instead")
+	base, err := providers.ParseBaseURL(text)
+	if err != nil {
+		return nil, err
 	}
 	base.Fragment = ""
 	if base.Path == "" {
@@ -286,10 +281,10 @@ func (c *Client) request(r Request, key *keyEntry) *http.Request {
 	if key != nil {
 		header[c.opts.KeyHeader] = key.header
 	}
-	if r.RequestID != "" && headerSafe(r.RequestID) {
+	if r.RequestID != "" && providers.ValidHeaderValue(r.RequestID) {
 		header["X-Request-Id"] = []string{r.RequestID}
 	}
-	if r.TraceParent != "" && headerSafe(r.TraceParent) {
+	if r.TraceParent != "" && providers.ValidHeaderValue(r.TraceParent) {
 		header["Traceparent"] = []string{r.TraceParent}
 	}
 	req := &http.Request{
@@ -306,13 +301,4 @@ func (c *Client) request(r Request, key *keyEntry) *http.Request {
 		req.GetBody = func() (io.ReadCloser, error) { return newPayload(r.Body), nil }
 	}
 	return req
-}
-
-func headerSafe(s string) bool {
-	for i := range len(s) {
-		if s[i] < 0x20 || s[i] > 0x7e {
-			return false
-		}
-	}
-	return true
 }

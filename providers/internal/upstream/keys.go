@@ -48,7 +48,7 @@ func newRing(keys []Key, prefix string) (*ring, error) {
 		if k.Secret == "" {
 			continue
 		}
-		if !headerSafe(k.Secret) {
+		if !providers.ValidHeaderValue(prefix + k.Secret) {
 			return nil, errors.New("read API key: it holds characters that cannot stand in a header")
 		}
 		r.entries = append(r.entries, &keyEntry{secret: k.Secret, header: []string{prefix + k.Secret}, weight: max(k.Weight, 1)})
