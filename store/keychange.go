@@ -76,7 +76,8 @@ func (k Key) Updated(to Key, now time.Time) (Key, error) {
 }
 
 // Rotated returns the key with its new secret. The one before is valid until the overlap
-// ends, and no replaced one for longer than that: with no overlap all of them end at once.
+// ends. Those replaced earlier keep the ends that they were promised, but with no overlap
+// all of them end at once.
 // Errors: ErrConflict if the key is revoked, ErrTooMany if as many replaced secrets as are
 // remembered would be valid yet.
 func (k Key) Rotated(r Rotation, now time.Time) (Key, error) {
@@ -88,7 +89,7 @@ func (k Key) Rotated(r Rotation, now time.Time) (Key, error) {
 	next.Hash, next.Display, next.UpdatedAt = r.Hash, r.Display, now
 	next.Replaced = []Replaced{{Hash: k.Hash, Display: k.Display, Until: until}}
 	for _, old := range k.Replaced {
-		if old.Until.After(until) {
+		if r.Overlap == 0 && old.Until.After(until) {
 			old.Until = until
 		}
 		next.Replaced = append(next.Replaced, old)

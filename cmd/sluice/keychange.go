@@ -84,7 +84,8 @@ func keysRotate(s *settings) *cobra.Command {
 		Short: "Give an API key a new secret and print it, this once",
 		Long: `Give an API key a new secret and print it on standard output, this once. The old one
 stays valid for as long as --overlap says. It stays the same key: its limits and its usage
-count on. With --overlap 0s all of its old secrets end at once.`,
+count on. With --overlap 0s all of its old secrets end at once; with any other, those that
+were replaced earlier end when they were to.`,
 		Example: `  sluice keys rotate ci --overlap 48h`,
 		Args:    oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
