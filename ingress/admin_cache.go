@@ -44,6 +44,12 @@ func (s *Ingress) purgeCache(w http.ResponseWriter, r *http.Request) {
 		s.adminFail(w, r, err)
 		return
 	}
+	if filter.KeyID != "" {
+		if filter.KeyID, err = s.keyIDOf(r.Context(), filter.KeyID); err != nil {
+			s.adminFail(w, r, err)
+			return
+		}
+	}
 	filter.Model = s.counted(filter.Model)
 	said := map[string]string{"model": filter.Model, "tenant": filter.Tenant, "key": filter.KeyID}
 	var removed int

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"slices"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -13,7 +12,6 @@ import (
 	"sluice/internal/adminapi"
 	"sluice/internal/inference"
 	"sluice/internal/limits"
-	"sluice/store"
 )
 
 // LimitCounts reads what is counted for scopes, of all ingresses together. Errors:
@@ -107,26 +105,11 @@ func (s *Ingress) heldBy(ctx context.Context, kind, name string) ([]heldScope, e
 		}
 		return heldScopes(holderScope(kindModel, model), new(ofModels(&now.Limits.Models[i]))), nil
 	}
-	id, own, err := s.limitedKey(ctx, now.StaticKeys, name)
+	key, err := s.keyNamed(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return heldScopes(holderScope(kindKey, id), now.Limits.ofKey(own)), nil
-}
-
-// limitedKey returns the id of the key with that id or name, and its own limits.
-func (s *Ingress) limitedKey(ctx context.Context, static []store.Key, idOrName string) (id string, own *limits.Limits, err error) {
-	if i := slices.IndexFunc(static, func(k store.Key) bool { return k.ID == idOrName || k.Name == idOrName }); i >= 0 {
-		return static[i].ID, static[i].Limits, nil
-	}
-	key, err := store.Key{}, store.ErrNotFound
-	if s.opt.Admin != nil {
-		key, err = s.opt.Admin.Key(ctx, idOrName)
-	}
-	if errors.Is(err, store.ErrNotFound) {
-		return "", nil, &inference.Error{Code: inference.CodeNotFound, Param: "key", Message: "There is no key with this id or name."}
-	}
-	return key.ID, key.Limits, err
+	return heldScopes(holderScope(kindKey, key.ID), now.Limits.ofKey(key.Limits)), nil
 }
 
 // heldScopes returns the scope of all of a holder's requests, unless nothing bounds those,

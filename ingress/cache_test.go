@@ -394,7 +394,7 @@ func TestWhatIsPurgedIsSaid(t *testing.T) {
 	h := checked(t, r.ingress.AdminHandler(adminToken))
 	for query, code := range map[string]int{
 		"": 400, "?all=false": 400, "?all=true&model=m": 400, "?model=": 400, "?model=&tenant=t": 400, "?key=%00": 400, "?all=": 400, "?all=1&model=m": 400, "?modle=m": 400, "?model=a&model=b": 400, "?%zz": 400,
-		"?all=true": 200, "?tenant=t&key=k": 200,
+		"?all=true": 200, "?tenant=t&key=key": 200, "?tenant=t&key=k": 404,
 	} {
 		require.Equal(t, code, tell(t, h, http.MethodDelete, "/admin/v1/cache"+query, "", nil).Code, query)
 	}

@@ -67,7 +67,8 @@ func cachePurge(s *settings) *cobra.Command {
 		Use:   "purge",
 		Short: "Have answers forgotten: of a model, a tenant or a key, or all",
 		Long: `Have the answers forgotten that meet everything that is named. No ingress gives them
-any more after a few seconds, also where they are on their way to the cache now.`,
+any more after a few seconds, also where they are on their way to the cache now. A key is
+named by its name or id, and a caller with tokens by the id that the ledger has.`,
 		Example: `  sluice cache purge --tenant research
   sluice cache purge --all`,
 		Args: noArgs,
@@ -96,7 +97,7 @@ any more after a few seconds, also where they are on their way to the cache now.
 	}
 	cmd.Flags().StringVar(&model, "model", "", "model of the answers, as it was asked for, an alias replaced")
 	cmd.Flags().StringVar(&tenant, "tenant", "", "tenant of the answers")
-	cmd.Flags().StringVar(&key, "key", "", "id of the API key whose request was answered first")
+	cmd.Flags().StringVar(&key, "key", "", "name or id of the API key whose request was answered first")
 	cmd.Flags().BoolVar(&all, "all", false, "every answer of every tenant")
 	return cmd
 }

@@ -185,7 +185,7 @@ func staticKeys(cfg *config.Config) []store.Key {
 	keys := make([]store.Key, 0, len(cfg.Auth.Keys))
 	for _, k := range cfg.Auth.Keys {
 		keys = append(keys, store.Key{
-			ID: "config:" + k.Name, Name: k.Name, Tenant: k.Tenant, Hash: apikey.Hash(k.Key.Reveal()), Models: k.Models, ExpiresAt: k.ExpiresAt,
+			ID: ingress.FileKeyPrefix + k.Name, Name: k.Name, Tenant: k.Tenant, Hash: apikey.Hash(k.Key.Reveal()), Models: k.Models, ExpiresAt: k.ExpiresAt,
 			Limits: ownLimits(k.Limits),
 		})
 	}
