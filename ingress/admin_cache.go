@@ -51,7 +51,7 @@ func (s *Ingress) purgeCache(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	filter.Model = s.counted(filter.Model)
-	said := map[string]string{"model": filter.Model, "tenant": filter.Tenant, "key": filter.KeyID}
+	said := purgeAudit{filter == store.CacheFilter{}, filter.Model, filter.Tenant, filter.KeyID}
 	var removed int
 	err = s.auditedMany(r, change{"cache.purge", "cache", nil, said}, func() (came any, err error) {
 		if removed, err = s.cache.forget(r.Context(), filter); err != nil {

@@ -59,3 +59,17 @@ func TestAKeysAnswersAreForgottenByItsNameOrItsID(t *testing.T) {
 	entries, _ := told(t, db)
 	require.Len(t, entries, 3+2*8, "the keys', two of each purge, and none about nobody")
 }
+
+func TestTheAuditSaysWhatWasPurgedOfTheCache(t *testing.T) {
+	t.Parallel()
+	s := ingressOf(nil, routing.Policy{})
+	db := openJobs(t)
+	s.opt.Admin, s.cache = db, newLevels(t, nil, &cache.Policy{})
+	h := admin(t, s, adminToken)
+	for query, want := range map[string]string{"all=true": `{"all":true}`, "tenant=t&model=m": `{"tenant":"t","model":"m"}`} {
+		tell(t, h, http.MethodDelete, adminapi.CachePath+"?"+query, "", new(adminapi.CachePurged))
+		entries, actions := told(t, db)
+		require.Equal(t, []string{"cache.purge", "cache.purge.done"}, actions[len(actions)-2:])
+		require.JSONEq(t, want, string(entries[len(entries)-2].After))
+	}
+}

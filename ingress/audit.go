@@ -88,6 +88,14 @@ const auditedIDs = 100
 // firstIDs are as many of the names as an entry has.
 func firstIDs(all []string) []string { return all[:min(len(all), auditedIDs)] }
 
+// purgeAudit is what of the cache is to be forgotten.
+type purgeAudit struct {
+	All    bool   `json:"all,omitempty"`
+	Model  string `json:"model,omitempty"`
+	Tenant string `json:"tenant,omitempty"`
+	Key    string `json:"key,omitempty"` // its id
+}
+
 // cacheAudit, queueAudit and lettersAudit are what a change of many came to: how many, and
 // which were the first of them.
 type (
