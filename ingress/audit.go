@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
+	"net/url"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -158,7 +158,7 @@ func (s *Ingress) appendAudit(ctx context.Context, r *http.Request, c change) er
 // webhookAudit is an endpoint as the audit shows it.
 type webhookAudit struct {
 	Tenant      string     `json:"tenant"`
-	URL         string     `json:"url"`
+	URL         string     `json:"url"` // without what may be a secret of its receiver
 	Events      []string   `json:"events"`
 	DisabledAt  *time.Time `json:"disabled_at,omitempty"`
 	DisabledFor string     `json:"disabled_for,omitempty"`
@@ -171,11 +171,15 @@ type overlapAudit struct {
 
 func webhookTarget(id string) string { return "webhook:" + id }
 
-// auditedWebhook leaves out the query of an endpoint's address, which may hold a token of
-// the receiver's.
+// auditedWebhook leaves of an endpoint's address the scheme and the host: with many receivers
+// the path is the secret. An endpoint never gets another address, so that nothing that
+// changes is lost by it.
 func auditedWebhook(h store.Webhook) any {
-	address, _, _ := strings.Cut(h.URL, "?")
-	return webhookAudit{h.Tenant, address, append([]string{}, h.Events...), timeOrNull(h.DisabledAt), h.DisabledFor}
+	var origin string
+	if u, err := url.Parse(h.URL); err == nil {
+		origin = (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
+	}
+	return webhookAudit{h.Tenant, origin, append([]string{}, h.Events...), timeOrNull(h.DisabledAt), h.DisabledFor}
 }
 
 // changeWebhook makes a change of the endpoint that the request names. after makes of the

@@ -220,7 +220,7 @@ func TestTheAuditOfWebhooks(t *testing.T) {
 	s := ingressOf(nil, routing.Policy{})
 	s.hooks, s.opt.Webhooks, s.opt.Admin = r.hooks, r.hooks.opt, r.db
 	h := admin(t, s, adminToken)
-	const hook = `{"tenant":"acme","url":"https://example.com/"}`
+	const hook = `{"tenant":"acme","url":"https://example.com:8443/services/T0/a-secret?token=another"}`
 	var made adminapi.Webhook
 	for range 2 {
 		tell(t, h, http.MethodPost, adminapi.WebhooksPath, hook, &made)
@@ -246,6 +246,11 @@ func TestTheAuditOfWebhooks(t *testing.T) {
 	require.Equal(t, http.StatusInternalServerError, tell(t, h, http.MethodPost, adminapi.SecretPath, `{"tenant":"acme","rotate":true}`, nil).Code)
 	entries, actions := told(t, r.db)
 	require.Len(t, actions, 9, actions)
+	for _, e := range entries {
+		require.NotContains(t, string(e.Before)+string(e.After), "a-secret")
+	}
+	require.JSONEq(t, `{"tenant":"acme","url":"https://example.com:8443","events":[]}`, string(entries[0].After))
+	require.JSONEq(t, string(entries[0].After), string(entries[5].Before))
 	require.Equal(t, "webhook.redeliver", actions[2])
 	requireFailed(t, entries[3:5], `{"code":"not_found"}`)
 	requireFailed(t, entries[5:7], `{"code":"not_found"}`)
