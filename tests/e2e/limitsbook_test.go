@@ -35,6 +35,7 @@ type entry struct {
 	gives    int           // tokens that it has
 	lasts    time.Duration // at the upstream
 	tallies  []*tally
+	asked    time.Time // before it was sent
 	deadline time.Time
 
 	calls   int // at the upstream now
@@ -226,6 +227,23 @@ func (b *book) ran(kind string) (many int) {
 		}
 	}
 	return many
+}
+
+// reachedOf returns how many requests of the tally have reached the upstream, and how many
+// of them were not asked for before the time.
+func (b *book) reachedOf(t *tally, since time.Time) (all, later int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.byName {
+		if !e.reached || !slices.Contains(e.tallies, t) {
+			continue
+		}
+		all++
+		if !e.asked.Before(since) {
+			later++
+		}
+	}
+	return all, later
 }
 
 // those returns the requests of the tally that have reached the upstream, one in each line.
