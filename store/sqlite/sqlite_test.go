@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
@@ -188,14 +187,13 @@ func TestAWriterHasItsTurnBesideBusyOnes(t *testing.T) {
 			}
 		})
 	}
-	for i := range 30 {
-		_, err := s.AppendUsage(t.Context(), []inference.Record{{JobID: fmt.Sprint(i)}})
-		if !assert.NoError(t, err) {
-			break
-		}
+	var err error
+	for i := 0; i < 30 && err == nil; i++ {
+		_, err = s.AppendUsage(t.Context(), []inference.Record{{JobID: fmt.Sprint(i)}})
 	}
 	close(enough)
 	require.NoError(t, busy.Wait())
+	require.NoError(t, err)
 }
 
 // holdWriteLock takes the file's write lock, as another process may, until the test
