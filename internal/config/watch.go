@@ -39,17 +39,19 @@ func Watch(ctx context.Context, path string, read func() string, changed func(ha
 	defer w.close()
 	poll := time.NewTimer(watchPoll)
 	defer poll.Stop()
+	settled := false
 	for {
-		poll.Reset(w.look(time.Now()))
+		poll.Reset(w.look(time.Now(), settled))
+		settled = false
 		select {
 		case <-ctx.Done():
 			return
 		case <-poll.C:
 		case <-w.events():
-			w.settle(ctx)
+			settled = w.settle(ctx)
 		case _, open := <-w.errors(): // events were lost
 			if open {
-				w.settle(ctx)
+				settled = w.settle(ctx)
 			}
 		}
 	}
@@ -63,6 +65,7 @@ type watch struct {
 
 	notify *fsnotify.Watcher // nil where there is none to be had: then the file is polled
 	dirs   []string          // that are watched
+	seen   string            // hash of what the last look found
 	goneAt time.Time         // since when the file has no content, or cannot be read; zero: it has some
 }
 
@@ -96,8 +99,8 @@ func (w *watch) errors() <-chan error {
 }
 
 // settle waits until nothing has happened for a moment, so that a file which is being
-// written is read when it is whole.
-func (w *watch) settle(ctx context.Context) {
+// written is read when it is whole. It reports whether there was such a moment.
+func (w *watch) settle(ctx context.Context) bool {
 	quiet := time.NewTimer(watchQuiet)
 	defer quiet.Stop()
 	most := time.NewTimer(watchMost)
@@ -105,29 +108,32 @@ func (w *watch) settle(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-w.events():
 			quiet.Reset(watchQuiet)
 		case _, open := <-w.errors():
 			if !open {
-				return
+				return false
 			}
 		case <-quiet.C:
-			return
-		case <-most.C:
-			return
+			return true
+		case <-most.C: // it does not become quiet
+			return true
 		}
 	}
 }
 
-// look reads the file and tells of it if it is another one. It returns how long it can be
-// until it is to look again.
-func (w *watch) look(now time.Time) time.Duration {
+// look reads the file and tells of it if it is another one. One that nobody has waited for,
+// since nothing told of its change, may be half written: it must be the same at the next look.
+// look returns how long it can be until then.
+func (w *watch) look(now time.Time, settled bool) time.Duration {
 	w.follow()
 	hash, empty := Unreadable, true
 	if data, err := readFile(w.path); err == nil {
 		hash, empty = hashOf(data), len(data) == 0
 	}
+	settled = settled || hash == w.seen
+	w.seen = hash
 	switch {
 	case !empty:
 		w.goneAt = time.Time{}
@@ -139,6 +145,9 @@ func (w *watch) look(now time.Time) time.Duration {
 	}
 	if left := goneFor - now.Sub(w.goneAt); empty && left > 0 {
 		return left
+	}
+	if !settled {
+		return watchQuiet
 	}
 	w.changed(hash)
 	return watchPoll

@@ -112,6 +112,21 @@ func TestWatchHearsEveryKindOfChange(t *testing.T) {
 	}
 }
 
+// A change that is found without having been heard of may be half of one.
+func TestWatchWaitsForAFileThatItComesUpon(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "sluice.yaml")
+	told := 0
+	w := &watch{path: path, read: func() string { return hashOf([]byte("a: 1")) }, changed: func(string) { told++ }}
+	for _, part := range []string{"a", "a:", "a: 2"} {
+		write(t, path, part)
+		require.Equal(t, watchQuiet, w.look(time.Now(), false), part)
+		require.Zero(t, told, part)
+	}
+	require.Equal(t, watchPoll, w.look(time.Now(), false))
+	require.Equal(t, 1, told, "nobody writes any more")
+}
+
 // A ConfigMap is a directory whose files are links through ..data, which is swapped.
 func TestWatchHearsOfASwappedLink(t *testing.T) {
 	t.Parallel()
@@ -180,7 +195,7 @@ func TestWatchIsNotHasty(t *testing.T) {
 	look := func(after time.Duration, want int, why string) {
 		t.Helper()
 		now = now.Add(after)
-		w.look(now)
+		w.look(now, true)
 		require.Equal(t, want, *changes, why)
 	}
 	look(0, 0, "nothing has changed")
@@ -230,18 +245,18 @@ func TestWatchTellsOfWhatCannotBeRead(t *testing.T) {
 			w, changes := watcher(t, path)
 			now := time.Now()
 			spoil(t, path)
-			require.Equal(t, goneFor, w.look(now), "it is looked at again when it is time")
-			require.Equal(t, time.Millisecond, w.look(now.Add(goneFor-time.Millisecond)))
+			require.Equal(t, goneFor, w.look(now, true), "it is looked at again when it is time")
+			require.Equal(t, time.Millisecond, w.look(now.Add(goneFor-time.Millisecond), true))
 			require.Zero(t, *changes)
-			require.Equal(t, watchPoll, w.look(now.Add(goneFor)))
+			require.Equal(t, watchPoll, w.look(now.Add(goneFor), true))
 			require.Equal(t, 1, *changes)
 			require.Equal(t, Unreadable, w.read())
-			w.look(now.Add(2 * goneFor))
+			w.look(now.Add(2 * goneFor), true)
 			require.Equal(t, 1, *changes, "once")
 			require.NoError(t, os.RemoveAll(path))
 			require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
 			write(t, path, "a: 1")
-			require.Equal(t, watchPoll, w.look(now.Add(3*goneFor)))
+			require.Equal(t, watchPoll, w.look(now.Add(3*goneFor), true))
 			require.Equal(t, 2, *changes, "as it was before")
 		})
 	}
@@ -283,7 +298,7 @@ func TestWatchPolls(t *testing.T) {
 	require.Nil(t, w.events())
 	require.Nil(t, w.errors())
 	write(t, path, "a: 2")
-	w.look(time.Now())
+	w.look(time.Now(), true)
 	require.Equal(t, 1, *changes)
 	w.close()
 }
