@@ -42,7 +42,7 @@ func (s *Ingress) shownLimits(ctx context.Context, query url.Values) (*adminapi.
 	if err != nil {
 		return nil, err
 	}
-	held, err := s.heldBy(ctx, kind, name)
+	held, claim, err := s.heldBy(ctx, kind, name)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (s *Ingress) shownLimits(ctx context.Context, query url.Values) (*adminapi.
 	case err != nil:
 		return nil, err
 	}
-	shown := &adminapi.LimitsShown{At: now.UTC(), Scopes: []adminapi.LimitScope{}}
+	shown := &adminapi.LimitsShown{At: now.UTC(), Scopes: []adminapi.LimitScope{}, LimitsClaim: claim}
 	for i, h := range held {
 		scope := shownScope(&h, &counts[2*i])
 		scope.Waiting = counts[2*i+1].Queued
@@ -91,25 +91,39 @@ type heldScope struct {
 	models []string // empty: all
 }
 
-// heldBy returns the scopes that are the holder's own.
-func (s *Ingress) heldBy(ctx context.Context, kind, name string) ([]heldScope, error) {
+// heldBy returns the scopes that are the holder's own, and the claim in which its tokens
+// may carry other limits, if it has tokens.
+func (s *Ingress) heldBy(ctx context.Context, kind, name string) (held []heldScope, claim string, err error) {
 	now := s.current()
 	switch kind {
 	case "tenant":
-		return heldScopes(holderScope(kindTenant, name), now.Limits.ofTenant(name)), nil
+		return heldScopes(holderScope(kindTenant, name), now.Limits.ofTenant(name)), "", nil
 	case "model":
 		model := countedModel(s.table(now), name, nil)
 		i := entryFor(now.Limits.Models, model)
 		if i < 0 {
-			return nil, nil
+			return nil, "", nil
 		}
-		return heldScopes(holderScope(kindModel, model), new(ofModels(&now.Limits.Models[i]))), nil
+		return heldScopes(holderScope(kindModel, model), new(ofModels(&now.Limits.Models[i]))), "", nil
+	}
+	if own, claim, known := now.callers.tokens.CallerLimits(name); known {
+		return callerScopes(holderScope(kindKey, name), now.Limits.ofKey(own), claim), claim, nil
 	}
 	key, err := s.keyNamed(ctx, name)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return heldScopes(holderScope(kindKey, key.ID), now.Limits.ofKey(key.Limits)), nil
+	return heldScopes(holderScope(kindKey, key.ID), now.Limits.ofKey(key.Limits)), "", nil
+}
+
+// callerScopes are the scopes of a caller with tokens. Where these may carry limits, all of
+// its requests may be counted, whether there is a limit here or not.
+func callerScopes(id string, holder *limits.Limits, claim string) []heldScope {
+	held := heldScopes(id, holder)
+	if claim != "" && (len(held) == 0 || held[0].ID != id) {
+		held = append([]heldScope{{Scope: limits.Scope{ID: id}}}, held...)
+	}
+	return held
 }
 
 // heldScopes returns the scope of all of a holder's requests, unless nothing bounds those,

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"sluice/internal/inference"
 	"sluice/internal/limits"
 	"sluice/internal/routing"
+	"sluice/internal/token"
 	"sluice/store"
 )
 
@@ -94,6 +96,47 @@ func TestOperatorsSeeHowLimitsStand(t *testing.T) {
 	for _, none := range []string{"key=free", "tenant=others", "model=x"} {
 		require.Equal(t, []adminapi.LimitScope{}, shown(none).Scopes)
 	}
+}
+
+// What a token carries is known while it is used alone; the counters are there all the same.
+func TestOperatorsSeeHowCallersWithTokensStand(t *testing.T) {
+	t.Parallel()
+	s, _ := door(t)
+	caller, err := s.authenticate(asking(jwt()))
+	require.NoError(t, err)
+	scope := "key:" + caller.ID
+	s.opt.LimitCounts = counted{scope: {Requests: limits.Taken{Used: 4, Reset: time.Second}, Concurrent: 1}}
+	h := admin(t, s, adminToken)
+	shown := func(own *limits.Limits, claim string, ofKeys limits.Limits) (l adminapi.LimitsShown) {
+		next, issuer := *s.current(), loginIssuer()
+		issuer.Limits, issuer.LimitsClaim = own, claim
+		next.Tokens, next.Limits.Key = []token.Issuer{issuer}, ofKeys
+		s.Apply(next)
+		tell(t, h, http.MethodGet, adminapi.LimitsPath+"?key="+url.QueryEscape(caller.ID), "", &l)
+		require.Equal(t, claim, l.LimitsClaim)
+		return l
+	}
+	ten, models := limits.Limits{RequestsPerMinute: 10}, limits.Limits{Models: []limits.ModelLimits{{Models: []string{"m"}, Queued: 1}}}
+	for name, l := range map[string]adminapi.LimitsShown{
+		"the issuer's":          shown(&ten, "limits", limits.Limits{Queued: 1}),
+		"those of keys without": shown(nil, "", ten),
+	} {
+		require.Len(t, l.Scopes, 1, name)
+		require.Equal(t, scope, l.Scopes[0].Scope)
+		require.EqualValues(t, 6, *l.Scopes[0].RequestsPerMinute.Remaining, name)
+	}
+	require.Empty(t, shown(nil, "", limits.Limits{}).Scopes, "nothing limits it")
+	for name, l := range map[string]adminapi.LimitsShown{
+		"none here":         shown(nil, "limits", limits.Limits{}),
+		"of one model here": shown(&models, "limits", limits.Limits{}),
+	} {
+		require.Equal(t, scope, l.Scopes[0].Scope, name)
+		require.Nil(t, l.Scopes[0].RequestsPerMinute.Limit, name)
+		require.EqualValues(t, 4, l.Scopes[0].RequestsPerMinute.Used, name)
+	}
+	s.trust()
+	w := tell(t, h, http.MethodGet, adminapi.LimitsPath+"?key="+url.QueryEscape(caller.ID), "", nil)
+	require.Equal(t, string(inference.CodeNotFound), refusal(t, w).Error.Code, "its issuer is none of ours")
 }
 
 func TestLimitsThatAreNotShown(t *testing.T) {

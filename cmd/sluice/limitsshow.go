@@ -33,7 +33,8 @@ func limitsShow(s *settings) *cobra.Command {
 		Use:   "show [KEY]",
 		Short: "Show what is used of each limit of a key, a tenant or a model, and when it is free again",
 		Long: `Show what is used of each limit, for all ingresses together, and when it is free again.
-A key is named by its name or id. Money is reserved while a request runs; what an ingress
+A key is named by its name or id, and a caller with tokens by the id that the ledger has
+(jwt:HOST-HASH:SUBJECT): its limits are shown as the configuration has them. Money is reserved while a request runs; what an ingress
 had reserved that was killed is orphaned, and free again after a while.`,
 		Example: `  sluice limits show ci
   sluice limits show --tenant research --json
@@ -75,18 +76,26 @@ func printLimits(out io.Writer, shown *adminapi.LimitsShown) error {
 	t := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "MODELS\tLIMIT\tVALUE\tUSED\tRESERVED\tLEFT\tRESET")
 	for i := range shown.Scopes {
-		printScope(t, &shown.Scopes[i])
+		printScope(t, &shown.Scopes[i], shown.LimitsClaim != "")
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || shown.LimitsClaim == "" {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "Tokens of this caller may carry other limits in the claim %s; what is used counts for those, too.\n", shown.LimitsClaim)
+	return err
 }
 
-func printScope(t io.Writer, scope *adminapi.LimitScope) {
+// printScope leaves out what has no limit, unless that is asked for and something is used.
+func printScope(t io.Writer, scope *adminapi.LimitScope, unbounded bool) {
 	row := func(name, most, used, reserved, left, reset string) {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", modelList(scope.Models), name, most, used, reserved, left, reset)
 	}
 	count := func(name string, most, left *int64, used int64, reset string) {
-		if most != nil {
+		switch {
+		case most != nil:
 			row(name, strconv.FormatInt(*most, 10), strconv.FormatInt(used, 10), "-", strconv.FormatInt(*left, 10), reset)
+		case unbounded && used > 0:
+			row(name, "-", strconv.FormatInt(used, 10), "-", "-", reset)
 		}
 	}
 	window := func(name string, w *adminapi.LimitWindow) {

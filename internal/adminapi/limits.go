@@ -14,6 +14,11 @@ const LimitsPath = "/admin/v1/limits"
 type LimitsShown struct {
 	At     time.Time    `json:"at"`
 	Scopes []LimitScope `json:"scopes"` // empty: nothing limits the holder by itself
+
+	// LimitsClaim is the claim in which tokens of the caller may carry other limits than those
+	// shown, which no ingress keeps. What is used was counted by whichever held. Empty: there
+	// is none, or it is no caller with tokens.
+	LimitsClaim string `json:"limits_claim,omitempty"`
 }
 
 // LimitScope is what is counted by itself: all requests of a holder, or those of them that

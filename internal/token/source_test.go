@@ -458,6 +458,12 @@ func TestWhoVouchesForACaller(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, IsCaller(caller.ID))
 	require.True(t, r.Vouches(caller.ID))
+	_, _, known := r.now().CallerLimits(caller.ID)
+	require.True(t, known)
+	for _, id := range []string{"jwt:" + shortName(issuerURL) + ":", "jwt:" + shortName("https://evil.example") + ":reader", "reader"} {
+		_, _, known = r.now().CallerLimits(id)
+		require.False(t, known, id)
+	}
 	require.False(t, r.Vouches("jwt:"+shortName("https://evil.example")+":reader"))
 	require.False(t, r.Vouches("config:reader"))
 	r.Use(nil)

@@ -129,16 +129,29 @@ func (t Trusted) Takes() bool { return t.set != nil && len(t.set.byName) > 0 }
 
 // Vouches reports whether the caller of this id is one of an issuer whose tokens are taken
 // here. Work that was accepted of it may begin later than its token ends.
-func (t Trusted) Vouches(id string) bool {
+func (t Trusted) Vouches(id string) bool { return t.issuerOf(id) != nil }
+
+// CallerLimits returns the limits that the caller of this id has when its token says nothing
+// of them (nil: those of keys without), and the claim in which it may say others, if there
+// is one. It reports whether the caller can be one of an issuer whose tokens are taken here.
+func (t Trusted) CallerLimits(id string) (own *limits.Limits, claim string, known bool) {
+	i := t.issuerOf(id)
+	if i == nil {
+		return nil, "", false
+	}
+	return i.Limits, i.LimitsClaim, len(id) > len(i.callers())
+}
+
+func (t Trusted) issuerOf(id string) *issuer {
 	if t.set == nil {
-		return false
+		return nil
 	}
 	for _, i := range t.set.byName {
 		if strings.HasPrefix(id, i.callers()) {
-			return true
+			return i
 		}
 	}
-	return false
+	return nil
 }
 
 // idle is how long Run sleeps when there is nothing to read; Use wakes it.
