@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/gorilla/mux"
@@ -97,17 +95,14 @@ func (s *Ingress) reloadConfig(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var after adminapi.ConfigState
-	c := change{action: "config.reload", target: "config:" + before.File, before: fileAudit{Hash: before.Hash}}
-	failed := s.auditedMany(r, c, func() (any, error) {
+	c := change{action: auditReload, target: configTarget(before.File), before: fileAudit{Hash: before.Hash}}
+	failed := s.audited(r, c, func() error {
 		err := notReloaded(s.opt.Config.Reload(context.WithoutCancel(r.Context()))) // half of it is no good to anybody
 		var lost error
 		if after, lost = s.opt.Config.State(); err == nil {
 			err = lost
 		}
-		if err != nil {
-			return nil, err
-		}
-		return fileAudit{after.Hash, new(firstIDs(changedSettings(before.Config, after.Config)))}, nil
+		return err
 	})
 	switch {
 	case failed != nil && inference.AsError(failed).Code == inference.CodeConfigInvalid:
@@ -115,42 +110,11 @@ func (s *Ingress) reloadConfig(w http.ResponseWriter, r *http.Request) {
 	case failed != nil:
 		s.adminFail(w, r, failed)
 	default:
+		was, is := auditedFiles(before, after)
+		s.auditOutcome(r, change{c.action + auditDone, c.target, was, is})
 		after.Config = nil
 		s.writeJSON(w, r, after)
 	}
-}
-
-// fileAudit is the file in force as the audit shows it. What it will be after a reload is
-// known after it alone, so an entry of its own says that, and which settings are different by
-// it: none if the process had seen the file change before it was told to read it.
-type fileAudit struct {
-	Hash    string    `json:"hash"`
-	Changed *[]string `json:"changed,omitempty"`
-}
-
-// changedSettings returns the names of settings that have another value, in their order. A
-// secret is masked on both sides, so that one that is replaced by another is not among them.
-func changedSettings(before, after json.RawMessage) []string {
-	names := []string{}
-	var was, is map[string]json.RawMessage
-	if json.Unmarshal(before, &was) != nil || json.Unmarshal(after, &is) != nil || was == nil || is == nil {
-		return names
-	}
-	all := maps.Clone(was)
-	maps.Copy(all, is)
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		if bytes.Equal(was[name], is[name]) {
-			continue
-		}
-		inside := changedSettings(was[name], is[name])
-		if len(inside) == 0 {
-			names = append(names, name)
-		}
-		for _, one := range inside {
-			names = append(names, name+"."+one)
-		}
-	}
-	return names
 }
 
 // notReloaded is an error of Reload as it is answered.

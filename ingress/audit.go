@@ -82,11 +82,11 @@ func (s *Ingress) auditedMany(r *http.Request, c change, do func() (came any, er
 	return err
 }
 
-// auditedIDs bounds the names that an entry has of what was changed.
+// auditedIDs bounds how much of what was changed an entry names.
 const auditedIDs = 100
 
-// firstIDs are as many of the names as an entry has.
-func firstIDs(all []string) []string { return all[:min(len(all), auditedIDs)] }
+// firstIDs are as many of them as an entry names.
+func firstIDs[T any](all []T) []T { return all[:min(len(all), auditedIDs)] }
 
 // purgeAudit is what of the cache is to be forgotten.
 type purgeAudit struct {
@@ -144,10 +144,13 @@ func (s *Ingress) auditOutcome(r *http.Request, c change) {
 }
 
 func (s *Ingress) appendAudit(ctx context.Context, r *http.Request, c change) error {
+	return s.remember(ctx, store.Change{Actor: actorOf(r), At: time.Now(), RequestID: r.Header.Get(requestIDHeader)}, c)
+}
+
+func (s *Ingress) remember(ctx context.Context, by store.Change, c change) error {
 	if s.opt.Admin == nil {
 		return nil // there is no database that could remember it
 	}
-	by := store.Change{Actor: actorOf(r), At: time.Now(), RequestID: r.Header.Get(requestIDHeader)}
 	entry, err := by.Entry(c.action, c.target, c.before, c.after)
 	if err != nil {
 		return err

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -173,8 +175,8 @@ func TestTheAuditSaysWhatAReloadCameTo(t *testing.T) {
 	require.Equal(t, []string{"config.reload", "config.reload.done", "config.reload", "config.reload.failed"}, actions)
 	require.JSONEq(t, `{"hash":"old"}`, string(entries[0].Before))
 	require.Nil(t, entries[0].After, "it is not known yet")
-	require.JSONEq(t, `{"hash":"old"}`, string(entries[1].Before))
-	require.JSONEq(t, `{"hash":"new","changed":["limits.key","log"]}`, string(entries[1].After))
+	require.JSONEq(t, `{"hash":"old","settings":{"limits.key":{"queued":1},"log":null}}`, string(entries[1].Before))
+	require.JSONEq(t, `{"hash":"new","settings":{"limits.key":null,"log":{"level":"info"}}}`, string(entries[1].After))
 	require.Equal(t, entries[0].RequestID, entries[1].RequestID)
 	require.Equal(t, "config:/etc/sluice.yaml", entries[1].Target)
 	require.JSONEq(t, `{"hash":"new"}`, string(entries[2].Before))
@@ -184,6 +186,33 @@ func TestTheAuditSaysWhatAReloadCameTo(t *testing.T) {
 	reload(http.StatusConflict)
 	_, actions = told(t, db)
 	require.Len(t, actions, 4, "there is nothing that could be reloaded")
+}
+
+// What takes force without an operator is told once, if it changes something; a database
+// that is away does not hinder it.
+func TestTheAuditSaysWhatAFileChanged(t *testing.T) {
+	t.Parallel()
+	db := openJobs(t)
+	var log strings.Builder
+	s := ingressOf(nil, routing.Policy{})
+	s.opt.Admin, s.log = db, slog.New(slog.NewTextHandler(&log, nil))
+	state := func(hash, level string) adminapi.ConfigState {
+		return adminapi.ConfigState{File: "/etc/sluice.yaml", Hash: hash, Config: json.RawMessage(`{"log":{"level":` + level + `},"same":1}`)}
+	}
+	s.AuditReload(t.Context(), "signal:box", state("old", `"info"`), state("old", `"info"`))
+	s.AuditReload(t.Context(), "file:box", state("old", `"info"`), state("new", `"`+strings.Repeat("x", auditedBytes)+`"`))
+	s.AuditReload(t.Context(), "file:box", state("new", `"info"`), state("secret replaced", `"info"`))
+	entries, err := db.ListAudit(t.Context(), store.AuditFilter{})
+	require.NoError(t, err)
+	require.Len(t, entries, 2)
+	require.JSONEq(t, `{"hash":"secret replaced"}`, string(entries[0].After))
+	require.Equal(t, []string{"config.reload", "file:box", "config:/etc/sluice.yaml"}, []string{entries[1].Action, entries[1].Actor, entries[1].Target})
+	require.JSONEq(t, `{"hash":"old","settings":{"log.level":"info"}}`, string(entries[1].Before))
+	require.JSONEq(t, `{"hash":"new","settings":{"log.level":"(4098 bytes)"}}`, string(entries[1].After))
+	require.Empty(t, log.String())
+	require.NoError(t, db.Close())
+	s.AuditReload(t.Context(), "file:box", state("new", `"info"`), state("newer", `"info"`))
+	require.Contains(t, log.String(), "the audit does not know")
 }
 
 // changingFile is a file that holds something else with each reload that succeeds.

@@ -108,7 +108,7 @@ func (r *reloader) run(ctx context.Context) {
 		case hash := <-r.wake:
 			r.reloadTo(ctx, hash)
 		case <-r.hups:
-			if err := r.Reload(ctx); errors.Is(err, ingress.ErrNoConfigFile) {
+			if err := r.reload(ctx, asItIs, bySignal); errors.Is(err, ingress.ErrNoConfigFile) {
 				r.log.Warn("there is nothing to reload: the process was started without a configuration file")
 			}
 		}
@@ -123,7 +123,7 @@ const changingLook = 50 * time.Millisecond
 // moment is waited for: half of a file, or none of it, might be taken for a good one.
 func (r *reloader) reloadTo(ctx context.Context, hash string) {
 	for hash != r.lastTried() {
-		if err := r.reload(ctx, hash); !errors.Is(err, errChanging) {
+		if err := r.reload(ctx, hash, byFile); !errors.Is(err, errChanging) {
 			return // it is logged
 		}
 		timer := time.NewTimer(changingLook)
@@ -167,7 +167,7 @@ func (r *reloader) State() (adminapi.ConfigState, error) {
 
 // Reload implements ingress.ConfigSource. It returns when the file is in force, or with
 // what is wrong with it.
-func (r *reloader) Reload(ctx context.Context) error { return r.reload(ctx, asItIs) }
+func (r *reloader) Reload(ctx context.Context) error { return r.reload(ctx, asItIs, byOperator) }
 
 // asItIs stands for the hash of whatever a file holds.
 const asItIs = "*"
@@ -175,14 +175,22 @@ const asItIs = "*"
 // errChanging says that a file does not hold what was told of it.
 var errChanging = errors.New("file is being changed")
 
+// Who has a file read. What an operator changes by it is in the audit already.
+const (
+	byOperator = "operator"
+	byFile     = "file"
+	bySignal   = "signal"
+)
+
 // reload puts the file in force, if it holds the content of that hash, or is to be taken
 // as it is. What is told to be unreadable and is so is a fault of the file.
-func (r *reloader) reload(ctx context.Context, hash string) error {
+func (r *reloader) reload(ctx context.Context, hash, by string) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
 	if r.options.Path == "" {
 		return ingress.ErrNoConfigFile
 	}
+	defer r.audited(ctx, by)()
 	loaded, err := config.Load(r.options)
 	tried := hashOf(loaded, err)
 	if hash != asItIs && hash != tried {
@@ -200,6 +208,27 @@ func (r *reloader) reload(ctx context.Context, hash string) error {
 	}
 	r.note(tried, next, err)
 	return err
+}
+
+// audited returns what has the audit know what a reload has changed since. Why the file was
+// read and on which machine stand for who.
+func (r *reloader) audited(ctx context.Context, by string) (done func()) {
+	if r.ingress == nil || by == byOperator {
+		return func() {}
+	}
+	before, errBefore := r.State()
+	return func() {
+		after, errAfter := r.State()
+		if err := errors.Join(errBefore, errAfter); err != nil {
+			r.log.Error("the audit does not know whether the configuration has changed", "error", err)
+			return
+		}
+		host, err := os.Hostname()
+		if err != nil {
+			host = "unknown"
+		}
+		r.ingress.AuditReload(context.WithoutCancel(ctx), by+":"+host, before, after) // also while the process ends
+	}
 }
 
 // hashOf returns the hash of what was read, good or not, or says that nothing was. The

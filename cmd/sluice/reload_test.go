@@ -97,6 +97,34 @@ func TestOperatorsReload(t *testing.T) {
 	require.NotContains(t, s.errs.String(), "operators-only-0123")
 }
 
+// A file that takes force by itself is in the audit, and one that is no good is not.
+func TestTheAuditKnowsWhatTookForceByItself(t *testing.T) {
+	t.Parallel()
+	s, path, base := reloadable(t)
+	told := func(actor string) string {
+		code, out, errs := sluice(t, "audit", "list", "--actor", actor, "--json", "--config", path)
+		require.Zero(t, code, errs)
+		return out
+	}
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	rewrite(t, path, base+"routing: {order: [nobody]}\n")
+	require.Eventually(t, func() bool {
+		return strings.Contains(metricsOf(t, s), "sluice_config_last_reload_successful 0\n")
+	}, soon, 10*time.Millisecond)
+	rewrite(t, path, strings.Replace(base, "log_level: error", "log_level: warn", 1))
+	var out string
+	require.Eventually(t, func() bool {
+		out = told("file:" + host)
+		return out != ""
+	}, soon, 50*time.Millisecond)
+	require.Equal(t, 1, strings.Count(out, "\n"), out)
+	require.Contains(t, out, `"action":"config.reload"`)
+	require.Contains(t, out, `"settings":{"observability.log_level":"error"}`)
+	require.Contains(t, out, `"settings":{"observability.log_level":"warn"}`)
+	require.Zero(t, s.stop(), s.errs.String())
+}
+
 // What a running process answers about its configuration is what the document of its API
 // says.
 func TestTheConfigurationIsAnsweredAsDocumented(t *testing.T) {

@@ -46,7 +46,7 @@ func (s *surface) requireWhole() {
 
 		"config.reload":                   {"config:" + s.config, 2, []string{"hash"}, nil},
 		"config.reload.failed":            {"config:" + s.config, 1, nil, []string{"code"}},
-		"config.reload.done":              {"config:" + s.config, 1, []string{"hash"}, []string{"hash", "changed"}},
+		"config.reload.done":              {"config:" + s.config, 1, []string{"hash"}, []string{"hash"}},
 		"dead_letter.read_body":           {"dead_letter:dead_3", 1, nil, nil},
 		"dead_letter.requeue":             {"dead_letter:dead_1", 1, []string{"reason", "provider"}, nil},
 		"dead_letter.requeue_many":        {"dead_letters", 3, nil, []string{"provider", "limit"}},
