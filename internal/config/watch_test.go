@@ -251,7 +251,7 @@ func TestWatchTellsOfWhatCannotBeRead(t *testing.T) {
 			require.Equal(t, watchPoll, w.look(now.Add(goneFor), true))
 			require.Equal(t, 1, *changes)
 			require.Equal(t, Unreadable, w.read())
-			w.look(now.Add(2 * goneFor), true)
+			w.look(now.Add(2*goneFor), true)
 			require.Equal(t, 1, *changes, "once")
 			require.NoError(t, os.RemoveAll(path))
 			require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
