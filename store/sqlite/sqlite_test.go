@@ -63,6 +63,8 @@ func TestOpenMakesAPrivateFile(t *testing.T) {
 	path := filepath.Join(dir, "sluice.db")
 	s := open(t, path)
 	require.NoError(t, s.Migrate(t.Context()))
+	_, err := s.AppendUsage(t.Context(), []inference.Record{{JobID: "1"}})
+	require.NoError(t, err)
 
 	info, err := os.Stat(dir)
 	require.NoError(t, err)
@@ -177,7 +179,7 @@ func TestAWriterHasItsTurnBesideBusyOnes(t *testing.T) {
 					return nil
 				default:
 				}
-				batch := make([]inference.Record, store.MaxBatch)
+				batch := make([]inference.Record, 50)
 				for i := range batch {
 					batch[i].JobID = fmt.Sprintf("%d-%d-%d", w, n, i)
 				}
