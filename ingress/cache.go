@@ -28,7 +28,7 @@ const (
 	cacheDownFor    = time.Second            // without look-ups, after one that failed
 	cachePuts       = 4096                   // answers on their way to the database
 	cachePutWait    = 100 * time.Millisecond // for others that share a write to the database
-	cachePutPart    = 10                     // of the time, the one that writing to the database takes
+	cachePutPart    = 20                     // of the time, the one that writing to the database takes
 	cachePutPause   = time.Second            // between two writes at most
 	cachePutBytes   = 64 << 20               // of them
 	cachePutAtOnce  = 8 << 20                // bytes of one write to the database
