@@ -20,10 +20,10 @@ type ConfigSource interface {
 	// State returns the configuration in force, secrets masked.
 	State() (adminapi.ConfigState, error)
 
-	// Reload reads the file again and returns when it is in force. An error means that
-	// nothing has changed, and State tells what is wrong with the file. It is
-	// ErrNoConfigFile when there is none.
-	Reload(ctx context.Context) error
+	// Reload reads the file again and returns when it is in force, with what was before and
+	// what is now. An error means that nothing has changed, and State tells what is wrong
+	// with the file. It is ErrNoConfigFile when there is none.
+	Reload(ctx context.Context) (before, after adminapi.ConfigState, err error)
 }
 
 // ErrNoConfigFile says that the process was started without a configuration file.
@@ -86,27 +86,23 @@ func configYAML(state adminapi.ConfigState) ([]byte, error) {
 // reloadConfig serves POST /admin/v1/config/reload: the file is in force when the answer
 // comes.
 func (s *Ingress) reloadConfig(w http.ResponseWriter, r *http.Request) {
-	before, err := s.opt.Config.State()
-	if err == nil && before.File == "" {
+	now, err := s.opt.Config.State()
+	if err == nil && now.File == "" {
 		err = notReloaded(ErrNoConfigFile)
 	}
 	if err != nil {
 		s.adminFail(w, r, err)
 		return
 	}
-	var after adminapi.ConfigState
-	c := change{action: auditReload, target: configTarget(before.File), before: fileAudit{Hash: before.Hash}}
-	failed := s.audited(r, c, func() error {
-		err := notReloaded(s.opt.Config.Reload(context.WithoutCancel(r.Context()))) // half of it is no good to anybody
-		var lost error
-		if after, lost = s.opt.Config.State(); err == nil {
-			err = lost
-		}
-		return err
+	var before, after adminapi.ConfigState
+	c := change{action: auditReload, target: configTarget(now.File), before: fileAudit{Hash: now.Hash}}
+	failed := s.audited(r, c, func() (err error) {
+		before, after, err = s.opt.Config.Reload(context.WithoutCancel(r.Context())) // half of it is no good to anybody
+		return notReloaded(err)
 	})
 	switch {
 	case failed != nil && inference.AsError(failed).Code == inference.CodeConfigInvalid:
-		s.refuseConfig(w, r, inference.AsError(failed), after.LastReload)
+		s.refuseConfig(w, r, inference.AsError(failed))
 	case failed != nil:
 		s.adminFail(w, r, failed)
 	default:
@@ -129,10 +125,10 @@ func notReloaded(err error) error {
 }
 
 // refuseConfig answers that the file is no good, and why.
-func (s *Ingress) refuseConfig(w http.ResponseWriter, r *http.Request, e *inference.Error, last *adminapi.ConfigReload) {
+func (s *Ingress) refuseConfig(w http.ResponseWriter, r *http.Request, e *inference.Error) {
 	details := make(map[string]any, 1)
-	if last != nil {
-		details["faults"] = last.Faults
+	if now, err := s.opt.Config.State(); err == nil && now.LastReload != nil {
+		details["faults"] = now.LastReload.Faults
 	}
 	s.logFailure(r.Context(), w.Header().Get(requestIDHeader), e, nil)
 	writeError(w, e, details)

@@ -221,11 +221,11 @@ func (f *fileOf) State() (adminapi.ConfigState, error) {
 	return f.state, nil
 }
 
-func (f *fileOf) Reload(context.Context) error {
+func (f *fileOf) Reload(context.Context) (before, after adminapi.ConfigState, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reloads++
-	return f.err
+	return f.state, f.state, f.err
 }
 
 func TestOperatorsSeeTheConfiguration(t *testing.T) {

@@ -210,8 +210,9 @@ func TestTheAuditSaysWhatAFileChanged(t *testing.T) {
 	require.JSONEq(t, `{"hash":"old","settings":{"log.level":"info"}}`, string(entries[1].Before))
 	require.JSONEq(t, `{"hash":"new","settings":{"log.level":"(4098 bytes)"}}`, string(entries[1].After))
 	require.Empty(t, log.String())
-	require.NoError(t, db.Close())
-	s.AuditReload(t.Context(), "file:box", state("new", `"info"`), state("newer", `"info"`))
+	away, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.AuditReload(away, "file:box", state("new", `"info"`), state("newer", `"info"`))
 	require.Contains(t, log.String(), "the audit does not know")
 }
 
@@ -221,13 +222,13 @@ type changingFile struct {
 	next string
 }
 
-func (f *changingFile) Reload(ctx context.Context) error {
-	if err := f.fileOf.Reload(ctx); err != nil {
-		return err
+func (f *changingFile) Reload(ctx context.Context) (before, after adminapi.ConfigState, err error) {
+	if before, after, err = f.fileOf.Reload(ctx); err != nil {
+		return before, after, err
 	}
 	f.state.Hash = f.next
 	f.state.Config = json.RawMessage(`{"limits":{"key":null,"same":1},"server":{},"log":{"level":"info"}}`)
-	return nil
+	return before, f.state, nil
 }
 
 // halfHooks is a database of webhooks that looks as if it could do what it then does not.

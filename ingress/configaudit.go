@@ -35,9 +35,9 @@ func (s *Ingress) AuditReload(ctx context.Context, by string, before, after admi
 }
 
 // fileAudit is the file in force as the audit shows it: before and after a reload, with the
-// settings that are different by it. There are none if the process had seen the file change
-// before an operator told it to read it. What it will be is known after the reload alone, so
-// an entry of its own says that.
+// settings that are different by it. There are none if the process had put the file in force
+// before an operator told it to. What it will be is known after the reload alone, so an entry
+// of its own says that.
 type fileAudit struct {
 	Hash     string                     `json:"hash"`
 	Settings map[string]json.RawMessage `json:"settings,omitempty"` // null: not set

@@ -152,22 +152,71 @@ func (r *reloader) lastTried() string {
 	return r.tried
 }
 
-// State implements ingress.ConfigSource.
-func (r *reloader) State() (adminapi.ConfigState, error) {
+// inForce is a configuration with how it came to be in force.
+type inForce struct {
+	config *config.Config
+	state  adminapi.ConfigState
+}
+
+func (r *reloader) inForce() inForce {
 	r.mu.Lock()
-	cfg, state := r.config, r.state
-	r.mu.Unlock()
-	var err error
-	if state.YAML, err = config.Show(cfg); err != nil {
+	defer r.mu.Unlock()
+	return inForce{r.config, r.state}
+}
+
+// shown returns it as operators see it, secrets masked.
+func (f inForce) shown() (state adminapi.ConfigState, err error) {
+	state = f.state
+	if state.YAML, err = config.Show(f.config); err != nil {
 		return state, err
 	}
-	state.Config, err = config.ShowJSON(cfg)
+	state.Config, err = config.ShowJSON(f.config)
 	return state, err
 }
 
+// State implements ingress.ConfigSource.
+func (r *reloader) State() (adminapi.ConfigState, error) { return r.inForce().shown() }
+
 // Reload implements ingress.ConfigSource. It returns when the file is in force, or with
 // what is wrong with it.
-func (r *reloader) Reload(ctx context.Context) error { return r.reload(ctx, asItIs, byOperator) }
+func (r *reloader) Reload(ctx context.Context) (before, after adminapi.ConfigState, err error) {
+	was, is, err := r.swap(ctx, asItIs)
+	if err != nil {
+		return before, after, err
+	}
+	if before, err = was.shown(); err != nil {
+		return before, after, err
+	}
+	after, err = is.shown()
+	return before, after, err
+}
+
+// reload puts the file in force without an operator having asked for it, and has the audit
+// know what that has changed. Why the file was read and on which machine stand for who.
+func (r *reloader) reload(ctx context.Context, hash, why string) error {
+	was, is, err := r.swap(ctx, hash)
+	if err != nil || r.ingress == nil {
+		return err
+	}
+	before, errBefore := was.shown()
+	after, errAfter := is.shown()
+	if err := errors.Join(errBefore, errAfter); err != nil {
+		r.log.Error("the audit does not know what the configuration has changed", "error", err)
+		return nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	r.ingress.AuditReload(context.WithoutCancel(ctx), why+":"+host, before, after) // also while the process ends
+	return nil
+}
+
+// Why a file is read.
+const (
+	byFile   = "file"   // it has changed
+	bySignal = "signal" // SIGHUP
+)
 
 // asItIs stands for the hash of whatever a file holds.
 const asItIs = "*"
@@ -175,26 +224,19 @@ const asItIs = "*"
 // errChanging says that a file does not hold what was told of it.
 var errChanging = errors.New("file is being changed")
 
-// Who has a file read. What an operator changes by it is in the audit already.
-const (
-	byOperator = "operator"
-	byFile     = "file"
-	bySignal   = "signal"
-)
-
-// reload puts the file in force, if it holds the content of that hash, or is to be taken
+// swap puts the file in force, if it holds the content of that hash, or is to be taken
 // as it is. What is told to be unreadable and is so is a fault of the file.
-func (r *reloader) reload(ctx context.Context, hash, by string) error {
+func (r *reloader) swap(ctx context.Context, hash string) (was, is inForce, err error) {
 	r.turn.Lock()
 	defer r.turn.Unlock()
+	was = r.inForce()
 	if r.options.Path == "" {
-		return ingress.ErrNoConfigFile
+		return was, was, ingress.ErrNoConfigFile
 	}
-	defer r.audited(ctx, by)()
 	loaded, err := config.Load(r.options)
 	tried := hashOf(loaded, err)
 	if hash != asItIs && hash != tried {
-		return errChanging
+		return was, was, errChanging
 	}
 	var next *built
 	if err == nil {
@@ -207,28 +249,7 @@ func (r *reloader) reload(ctx context.Context, hash, by string) error {
 		r.options.Filled = loaded.Options.Filled
 	}
 	r.note(tried, next, err)
-	return err
-}
-
-// audited returns what has the audit know what a reload has changed since. Why the file was
-// read and on which machine stand for who.
-func (r *reloader) audited(ctx context.Context, by string) (done func()) {
-	if r.ingress == nil || by == byOperator {
-		return func() {}
-	}
-	before, errBefore := r.State()
-	return func() {
-		after, errAfter := r.State()
-		if err := errors.Join(errBefore, errAfter); err != nil {
-			r.log.Error("the audit does not know whether the configuration has changed", "error", err)
-			return
-		}
-		host, err := os.Hostname()
-		if err != nil {
-			host = "unknown"
-		}
-		r.ingress.AuditReload(context.WithoutCancel(ctx), by+":"+host, before, after) // also while the process ends
-	}
+	return was, r.inForce(), err
 }
 
 // hashOf returns the hash of what was read, good or not, or says that nothing was. The

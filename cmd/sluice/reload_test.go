@@ -176,6 +176,12 @@ func TestReloadNeedsAnAdminListener(t *testing.T) {
 	}
 }
 
+func reloadNow(t *testing.T, r *reloader) error {
+	t.Helper()
+	_, _, err := r.Reload(t.Context())
+	return err
+}
+
 // reloaderOf is a reloader of a process without any role.
 func reloaderOf(t *testing.T, options config.Options) *reloader {
 	t.Helper()
@@ -205,7 +211,7 @@ func valueOf(t *testing.T, of prometheus.Collector) float64 {
 func TestReloadWithoutAFile(t *testing.T) {
 	t.Parallel()
 	r := reloaderOf(t, config.Options{})
-	require.ErrorIs(t, r.Reload(t.Context()), ingress.ErrNoConfigFile)
+	require.ErrorIs(t, reloadNow(t, r), ingress.ErrNoConfigFile)
 	state, err := r.State()
 	require.NoError(t, err)
 	require.Nil(t, state.LastReload)
@@ -218,10 +224,10 @@ func TestAWorkersProvidersAreNotTakenFromIt(t *testing.T) {
 	path := configFile(t, "queue: {url: 'nats://127.0.0.1:4222'}\nproviders: {a: {type: sim}, b: {type: sim}}\n")
 	r := reloaderOf(t, config.Options{Path: path, Role: config.RoleWorker, Providers: []string{"a"}})
 	rewrite(t, path, "queue: {url: 'nats://127.0.0.1:4222'}\nproviders: {b: {type: sim}}\n")
-	require.ErrorContains(t, r.Reload(t.Context()), "providers.a")
+	require.ErrorContains(t, reloadNow(t, r), "providers.a")
 	require.Contains(t, r.config.Providers, "a")
 	rewrite(t, path, "queue: {url: 'nats://127.0.0.1:4222'}\nproviders: {a: {type: sim, concurrency: 7}}\n")
-	require.NoError(t, r.Reload(t.Context()))
+	require.NoError(t, reloadNow(t, r))
 	require.Equal(t, 7, r.config.Providers["a"].Concurrency)
 }
 
@@ -232,7 +238,7 @@ func TestTheEnvironmentStaysOverTheFile(t *testing.T) {
 	r := reloaderOf(t, config.Options{Path: path, Environ: []string{"SLUICE_OBSERVABILITY_LOG_LEVEL=warn"}})
 	require.Equal(t, slog.LevelWarn, r.level.Level())
 	rewrite(t, path, "observability: {log_level: debug}\nauth: {keys: [{name: a, key: sk-0123456789abcdef, tenant: y}]}\n")
-	require.NoError(t, r.Reload(t.Context()))
+	require.NoError(t, reloadNow(t, r))
 	require.Equal(t, slog.LevelWarn, r.level.Level())
 	require.Equal(t, "y", r.config.Auth.Keys[0].Tenant)
 }
@@ -274,7 +280,7 @@ func TestAFileThatBecomesGoodWhileABadOneIsTried(t *testing.T) {
 	require.NoError(t, os.Remove(path))
 	require.NoError(t, syscall.Mkfifo(path, 0o600))
 	done := make(chan error, 1)
-	go func() { done <- r.Reload(t.Context()) }()
+	go func() { done <- reloadNow(t, r) }()
 	bad, err := os.OpenFile(path, os.O_WRONLY, 0) // returns when it is opened to be read
 	require.NoError(t, err)
 	require.NoError(t, os.Rename(good, path))
@@ -318,7 +324,7 @@ func TestAFileThatIsGoneIsAFault(t *testing.T) {
 				before := r.config
 				c.spoil(t, path)
 				if asked {
-					require.ErrorContains(t, r.Reload(t.Context()), "")
+					require.ErrorContains(t, reloadNow(t, r), "")
 				} else {
 					hash, _ := config.HashFile(path) // of some there is none
 					r.reloadTo(t.Context(), hash)
@@ -351,16 +357,16 @@ func TestAFileThatWasEmptyMayBe(t *testing.T) {
 	t.Parallel()
 	path := configFile(t, "# to come\n")
 	r := reloaderOf(t, config.Options{Path: path})
-	require.NoError(t, r.Reload(t.Context()))
+	require.NoError(t, reloadNow(t, r))
 	rewrite(t, path, "")
-	require.NoError(t, r.Reload(t.Context()))
+	require.NoError(t, reloadNow(t, r))
 	rewrite(t, path, "observability: {log_level: warn}\n")
-	require.NoError(t, r.Reload(t.Context()))
+	require.NoError(t, reloadNow(t, r))
 	rewrite(t, path, "")
-	require.ErrorContains(t, r.Reload(t.Context()), "the file is empty")
+	require.ErrorContains(t, reloadNow(t, r), "the file is empty")
 	require.Equal(t, slog.LevelWarn, r.level.Level())
 	rewrite(t, path, "{}\n")
-	require.NoError(t, r.Reload(t.Context()), "somebody says that there is none")
+	require.NoError(t, reloadNow(t, r), "somebody says that there is none")
 }
 
 // A file that is back before it was found to be gone is read as soon as it is told of.
@@ -373,7 +379,7 @@ func TestAFileThatIsBackIsNotMissed(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, state.LastReload, "nothing was read")
 	require.NoError(t, os.Remove(path))
-	require.Error(t, r.Reload(t.Context()))
+	require.Error(t, reloadNow(t, r))
 	r.reloadTo(t.Context(), "the hash of what was there for a moment")
 	require.Equal(t, config.Unreadable, r.lastTried())
 }

@@ -245,7 +245,7 @@ func (a *administration) webhooks() {
 	require.Equal(t, 1, code)
 	entries = a.audit("--target webhook:" + id)
 	require.Len(t, entries, 3, "what was not there was not changed")
-	require.Equal(t, "https://example.com/in", entries[0].Before["url"])
+	require.Equal(t, "https://example.com", entries[0].Before["url"])
 	require.Empty(t, entries[0].After)
 	require.NotContains(t, a.do("audit list --json"), "whsec_")
 }

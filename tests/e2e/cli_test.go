@@ -185,7 +185,7 @@ func TestConfigShowAndSchema(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "c.yaml"), []byte(`server: {address: "127.0.0.1:1"}
 auth: {keys: [{name: dev, key: "sk-never-shown-0123456789"}]}
 providers:
-  up: {type: openai, base_url: "http://me:hidden@127.0.0.1:1/v1", api_key: "${SECRET}"}
+  up: {type: openai, base_url: "http://127.0.0.1:1/v1", proxy: "http://me:hidden@127.0.0.1:2", api_key: "${SECRET}"}
 store: {url: "postgres://me:hidden@127.0.0.1:1/db"}
 `), 0o600))
 	code, stdout, stderr := execute(t, command{
