@@ -180,11 +180,18 @@ func errAuthUnavailable(err error) error {
 }
 
 // limitsNow returns the own limits that a key has by now, without a question to the
-// database. Those of a token, or of a key that is not known any more, stay as they were.
-func (k *keyring) limitsNow(static []store.Key, id string, were *limits.Limits) *limits.Limits {
-	for i := range static {
-		if static[i].ID == id {
-			return static[i].Limits
+// database. Those that a token carries, or of a key that is not known any more, stay as they
+// were.
+func (k *keyring) limitsNow(now *Settings, adm *admission) *limits.Limits {
+	id := adm.job.KeyID
+	for i := range now.StaticKeys {
+		if now.StaticKeys[i].ID == id {
+			return now.StaticKeys[i].Limits
+		}
+	}
+	if own, _, known := adm.settings.callers.tokens.CallerLimits(id); known && own == adm.ownLimits { // the issuer's
+		if own, _, known = now.callers.tokens.CallerLimits(id); known {
+			return own
 		}
 	}
 	k.mu.RLock()
@@ -192,7 +199,7 @@ func (k *keyring) limitsNow(static []store.Key, id string, were *limits.Limits) 
 	if key, ok := k.known.of(id); ok {
 		return key.Limits
 	}
-	return were
+	return adm.ownLimits
 }
 
 // run keeps the known keys current until ctx ends.

@@ -38,8 +38,9 @@ var oneAMinute = limits.Limits{RequestsPerMinute: 1, OnLimit: limits.Queue}
 
 // changeable are the places of that limit, and how it becomes another one there.
 var changeable = map[string]struct {
-	own    *limits.Limits // of the key of the database
-	begin  func(*Settings)
+	own    *limits.Limits         // of the key of the database
+	caller func(*changing) string // the secret of who asks; nil: that key's
+	begin  func(*testing.T, *Options)
 	change func(*changing, limits.Limits)
 }{
 	"of a key of the database": {
@@ -56,13 +57,41 @@ var changeable = map[string]struct {
 			r.tenants.set(nil, store.Tenant{Name: "team", Limits: &to})
 		},
 	},
+	"of a key of the file": {
+		caller: func(r *changing) string { return r.rig.key },
+		begin:  func(_ *testing.T, o *Options) { o.Settings.StaticKeys[0].Limits = &oneAMinute },
+		change: func(r *changing, to limits.Limits) { r.apply(func(s *Settings) { s.StaticKeys[0].Limits = &to }) },
+	},
+	"of a tenant of the file": {
+		own: &limits.Limits{Concurrent: 100, OnLimit: limits.Queue},
+		begin: func(_ *testing.T, o *Options) {
+			o.Settings.Limits.Tenants = map[string]*limits.Limits{"team": &oneAMinute}
+		},
+		change: func(r *changing, to limits.Limits) {
+			r.apply(func(s *Settings) { s.Limits.Tenants = map[string]*limits.Limits{"team": &to} })
+		},
+	},
+	"of an issuer": {
+		caller: func(*changing) string { return jwt() },
+		begin: func(t *testing.T, o *Options) {
+			t.Helper()
+			withTokens(t)(o)
+			o.Settings.Tokens[0].Limits = &oneAMinute
+		},
+		change: func(r *changing, to limits.Limits) {
+			r.apply(func(s *Settings) {
+				s.Tokens = slices.Clone(s.Tokens)
+				s.Tokens[0].Limits = &to
+			})
+		},
+	},
 	"of all keys": {
-		begin:  func(s *Settings) { s.Limits.Key = oneAMinute },
+		begin:  func(_ *testing.T, o *Options) { o.Settings.Limits.Key = oneAMinute },
 		change: func(r *changing, to limits.Limits) { r.apply(func(s *Settings) { s.Limits.Key = to }) },
 	},
 	"of a model": {
 		own:   &limits.Limits{Concurrent: 100, OnLimit: limits.Queue},
-		begin: func(s *Settings) { s.Limits.Models = []limits.ModelLimits{ofAll(oneAMinute)} },
+		begin: func(_ *testing.T, o *Options) { o.Settings.Limits.Models = []limits.ModelLimits{ofAll(oneAMinute)} },
 		change: func(r *changing, to limits.Limits) {
 			r.apply(func(s *Settings) { s.Limits.Models = []limits.ModelLimits{ofAll(to)} })
 		},
@@ -97,13 +126,17 @@ func TestWhoWaitsGoesByChangedLimits(t *testing.T) {
 				r.rig = setup(t, func(o *Options) {
 					o.Limiter, o.Keys, o.Tenants = count, r.keys, r.tenants
 					if at.begin != nil {
-						at.begin(&o.Settings)
+						at.begin(t, o)
 					}
 				})
 				r.work()
-				first := r.chat(capped, "Authorization", "Bearer "+r.secret)
+				secret := r.secret
+				if at.caller != nil {
+					secret = at.caller(r)
+				}
+				first := r.chat(capped, "Authorization", "Bearer "+secret)
 				job := r.take()
-				second := r.chat(capped, "Authorization", "Bearer "+r.secret)
+				second := r.chat(capped, "Authorization", "Bearer "+secret)
 				r.waiting(1)
 				at.change(r, c.to)
 				if c.passes {
@@ -195,4 +228,30 @@ func TestAJobIsNotPutOffByALimitThatWasChanged(t *testing.T) {
 	third := r.later(capped)
 	r.take().done(`{"id":"3"}`)
 	require.Equal(t, "completed", r.show(third, "?wait=10s").Status)
+}
+
+// A token carries its limits until it ends, and an issuer that is gone changes nothing.
+func TestLimitsOfATokenAreNotItsIssuers(t *testing.T) {
+	t.Parallel()
+	s, _ := door(t)
+	issuer := loginIssuer()
+	issuer.Limits = &oneAMinute
+	for name, carried := range map[string]bool{"the token's": true, "the issuer's": false} {
+		s.trust(issuer)
+		raw := jwt()
+		if carried {
+			raw = jwt(map[string]any{"limits": map[string]any{"requests_per_minute": 1}})
+		}
+		caller, err := s.authenticate(asking(raw))
+		require.NoError(t, err)
+		adm := &admission{settings: s.current(), job: &inference.Job{KeyID: caller.ID}, ownLimits: caller.Limits}
+		raised := issuer
+		raised.Limits = &limits.Limits{RequestsPerMinute: 1000}
+		s.trust(raised)
+		now := s.keys.limitsNow(s.current(), adm)
+		require.Equal(t, carried, now == caller.Limits, name)
+		require.Equal(t, !carried, now == raised.Limits, name)
+		s.trust()
+		require.Same(t, caller.Limits, s.keys.limitsNow(s.current(), adm), name)
+	}
 }

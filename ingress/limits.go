@@ -61,11 +61,12 @@ func (s *Ingress) limitsOf(adm *admission) *limited {
 }
 
 // demandNow is what a request asks that only waits for its limits: it has not begun, and
-// goes by the bounds that hold by now, those of its key, its tenant and its model. All else,
-// such as its route and its prices, is that of the settings that it came with.
+// goes by the bounds that hold by now, those of its key or its token's issuer, its tenant
+// and its model. All else, such as its route and its prices, is that of the settings that
+// it came with.
 func (s *Ingress) demandNow(adm *admission, q *limited) limits.Demand {
 	now, job := s.current(), adm.job
-	own := s.keys.limitsNow(now.StaticKeys, job.KeyID, adm.ownLimits)
+	own := s.keys.limitsNow(now, adm)
 	scopes := now.Limits.scopes(payer{key: job.KeyID, own: own, tenant: job.Tenant, model: q.model})
 	d := q.settings.demand(scopes, job, q.size, s.table(adm.settings), job.CreatedAt)
 	d.Queued = true
