@@ -206,6 +206,38 @@ func TestNobodyIsRefusedByALimitThatWasChanged(t *testing.T) {
 	}
 }
 
+// Whoever comes passes those that wait only until the first of them has asked by the new
+// limit, also if that lets it in.
+func TestNobodyPassesALineWhoseLimitWasRaised(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := bubble(t)
+		ask := func(most int64) *limited {
+			return asks(1, limits.Scope{ID: "tenant:t", Limits: limits.Limits{RequestsPerMinute: most}})
+		}
+		_, err := l.reserve(t.Context(), ask(1))
+		require.NoError(t, err)
+		waited := make(chan error)
+		for range 3 {
+			waits := ask(1)
+			waits.renewed = func() limits.Demand { return ask(3).demand }
+			go func() {
+				_, err := l.enter(t.Context(), waits)
+				waited <- err
+			}()
+			synctest.Wait()
+		}
+		require.NoError(t, <-waited)
+		var r *limits.Refusal
+		_, err = l.reserve(t.Context(), ask(3))
+		require.ErrorAs(t, err, &r, "it would fit, but before an earlier one")
+		require.EqualValues(t, 3, r.Most)
+		require.NoError(t, <-waited)
+		require.NoError(t, <-waited)
+		require.Empty(t, l.lines.byScope)
+	})
+}
+
 // What was put off comes up again when its time has come; a job that comes after the change
 // does not wait for that.
 func TestAJobIsNotPutOffByALimitThatWasChanged(t *testing.T) {

@@ -71,15 +71,21 @@ func (l *limitLines) stand(w *limitWaiter, r *limits.Refusal) (again <-chan time
 }
 
 // turn reports whether the waiter may ask. If an earlier one waits for one of its scopes
-// it stands in that line afterwards.
+// it stands in that line afterwards. Its line goes by the limit that the waiter asks with
+// from here on, so that who comes later stands behind those who are left in it.
 func (l *limitLines) turn(w *limitWaiter) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range w.scopes {
-		id := w.scopes[i].ID
-		if line := l.byScope[id]; line != nil && line.waiters[0].arrival < w.arrival {
-			l.join(w, id)
+		s := &w.scopes[i]
+		line := l.byScope[s.ID]
+		switch {
+		case line == nil:
+		case line.waiters[0].arrival < w.arrival:
+			l.join(w, s.ID)
 			return false
+		case line.waiters[0] == w && boundOf(line.last.Limit, &s.Limits) > 0:
+			line.last.Most = boundOf(line.last.Limit, &s.Limits)
 		}
 	}
 	return true
@@ -88,7 +94,7 @@ func (l *limitLines) turn(w *limitWaiter) bool {
 // refusal returns why a request that comes now does not fit before those that wait for one
 // of its scopes; nil if none does. One that would not fit if nobody waited need not be told
 // of them. Nor does one wait for them whose limit is another than the one that has refused
-// them: it was changed, and the first of them goes by that when it asks again.
+// them: it was changed, and the first of them goes by that when it asks again (see turn).
 func (l *limitLines) refusal(d *limits.Demand) *limits.Refusal {
 	if l.count.Load() == 0 {
 		return nil
