@@ -30,6 +30,7 @@ type account struct {
 	touched time.Duration // when a request last came or ended
 	tight   bool          // little is left of a gauge
 	asked   time.Duration // when the ledger last answered, or did not; zero: it has to be asked
+	askedOf Budget        // what it was asked for then
 
 	// What follows is changed under mu: by the goroutine that flushes, or while none does.
 	// That goroutine alone therefore reads it without; nobody else changes it meanwhile. The
@@ -69,11 +70,16 @@ type verdict struct {
 	err     error
 }
 
+// budgetEvery is how often the ledger is asked, at most, because a budget is another one than
+// it was asked for.
+const budgetEvery = 30 * time.Second
+
 // touch notes what a request asks with. A budget that changes may have been away, and what
 // was spent meanwhile is not in the record. Callers of one scope may differ in what their
-// tokens say: the ledger is not asked at each of them.
+// tokens say, for as long as these last: the ledger is not asked at each of them, nor does
+// every other request wait for it.
 func (a *account) touch(s *Scope, at time.Duration) {
-	if s.Limits.Budget != a.limits.Budget && at-a.asked >= leaveAfter {
+	if s.Limits.Budget != a.askedOf && at-a.asked >= budgetEvery {
 		a.asked = 0
 	}
 	a.limits, a.before, a.touched = s.Limits, s.Before, at

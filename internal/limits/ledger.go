@@ -15,7 +15,8 @@ var errLedger = errors.New("the ledger has not answered yet")
 // question is one to the ledger. A database that is busy, or far away, can take far longer
 // than a request waits: its answer comes to whoever flushes the account then.
 type question struct {
-	done chan struct{} // closed with the answer
+	budget Budget
+	done   chan struct{} // closed with the answer
 
 	said [windows]spent
 	err  error
@@ -60,7 +61,7 @@ func (l *Limiter) askLedger(a *account) error {
 		return nil
 	}
 	a.mu.Lock()
-	a.question, a.asked = nil, max(l.since(), 1)
+	a.question, a.asked, a.askedOf = nil, max(l.since(), 1), q.budget
 	if q.err == nil {
 		a.ledger = q.said
 	}
@@ -120,7 +121,7 @@ func (l *Limiter) ask(scope Scope, early int64) *question {
 		l.pending.Add(-1)
 		return nil
 	}
-	q := &question{done: make(chan struct{})}
+	q := &question{budget: scope.Limits.Budget, done: make(chan struct{})}
 	l.questions.Go(func() {
 		defer l.pending.Add(-1)
 		defer close(q.done)

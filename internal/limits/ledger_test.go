@@ -211,7 +211,7 @@ func TestABudgetThatComesBackInItsWindowCountsWhatWasSpent(t *testing.T) {
 		away   time.Duration
 		budget inference.Cost
 	}{
-		"another budget, soon":   {10 * time.Second, 120},
+		"another budget, soon":   {budgetEvery + time.Second, 120},
 		"another budget, later":  {5 * time.Minute, 120},
 		"the same budget, later": {5 * time.Minute, 100},
 	} {
@@ -240,6 +240,44 @@ func TestABudgetThatComesBackInItsWindowCountsWhatWasSpent(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Callers of one scope may have budgets of their own, out of tokens that say different things:
+// the ledger is asked for one that was not asked for last, but not all the time.
+func TestBudgetsThatTakeTurnsAskTheLedgerSeldom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int64
+		l, _ := run(t, Options{Counters: newReach(newShelf()), Spent: func(context.Context, Scope, time.Time) (inference.Cost, error) {
+			asked.Add(1)
+			return 0, nil
+		}})
+		for i := range 300 {
+			admit(t, l, Demand{Scopes: one(Limits{Budget: Budget{Month: inference.Cost(1000 + i%2)}}), Cost: 1}).Release()
+			time.Sleep(time.Second)
+		}
+		require.LessOrEqual(t, asked.Load(), int64(11), "every 30 seconds in five minutes")
+	})
+}
+
+// Also a budget that changes right after the ledger was asked is asked for in the end.
+func TestABudgetThatChangesAtOnceIsAskedForSoon(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var spent atomic.Int64
+		s := newShelf()
+		l, _ := run(t, Options{Counters: newReach(s), Spent: func(context.Context, Scope, time.Time) (inference.Cost, error) {
+			return inference.Cost(spent.Load()), nil
+		}})
+		admit(t, l, Demand{Scopes: one(Limits{Budget: Budget{Month: 100}}), Cost: 30}).Settle(0, 30)
+		time.Sleep(time.Second)
+		spent.Store(90)
+		for began := time.Now(); time.Since(began) <= budgetEvery; time.Sleep(time.Second) {
+			admit(t, l, Demand{Scopes: one(Limits{Budget: Budget{Month: 120}}), Cost: 1}).Release()
+		}
+		time.Sleep(time.Second)
+		require.EqualValues(t, 90, s.record(t, "key:1").spent[month].amount)
+	})
 }
 
 // A ledger of millions of rows takes longer to sum them up than a request waits.
