@@ -61,7 +61,10 @@ func (l *Limiter) askLedger(a *account) error {
 		return nil
 	}
 	a.mu.Lock()
-	a.question, a.asked, a.askedOf = nil, max(l.since(), 1), q.budget
+	a.question, a.askedOf = nil, q.budget
+	if q.budget == a.limits.Budget { // else it is to be asked for the one that came meanwhile
+		a.asked = max(l.since(), 1)
+	}
 	if q.err == nil {
 		a.ledger = q.said
 	}

@@ -280,6 +280,36 @@ func TestABudgetThatChangesAtOnceIsAskedForSoon(t *testing.T) {
 	})
 }
 
+// An answer for the budget there was says nothing of a window that came back while it was
+// on its way.
+func TestAnAnswerForAnotherBudgetIsNotEnough(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var slow atomic.Bool
+		var spent atomic.Int64
+		s := newShelf()
+		l, _ := run(t, Options{Counters: newReach(s), Spent: func(context.Context, Scope, time.Time) (inference.Cost, error) {
+			if slow.Load() {
+				time.Sleep(2 * patience)
+			}
+			return inference.Cost(spent.Load()), nil
+		}})
+		both := Demand{Scopes: one(Limits{Budget: Budget{Day: 1000, Month: 100}}), Cost: 10}
+		admit(t, l, both).Settle(0, 10)
+		time.Sleep(budgetEvery + time.Second)
+		slow.Store(true)
+		spent.Store(95)
+		admit(t, l, Demand{Scopes: one(Limits{Budget: Budget{Day: 1000}}), Cost: 10}).Release() // nobody waits for all of it
+		admit(t, l, both).Release()
+		for range 3 {
+			time.Sleep(time.Second)
+			admit(t, l, Demand{Scopes: both.Scopes}).Release()
+		}
+		refuse(t, l, both)
+		require.EqualValues(t, 95, s.record(t, "key:1").spent[month].amount)
+	})
+}
+
 // A ledger of millions of rows takes longer to sum them up than a request waits.
 func TestASlowLedgerIsWaitedForOnce(t *testing.T) {
 	t.Parallel()
