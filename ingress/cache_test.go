@@ -460,6 +460,24 @@ func TestAHitSaysHowItsCallerStands(t *testing.T) {
 	}
 }
 
+// A request that no provider is to be asked for is none for a cache that is off either, and
+// becomes no job.
+func TestOnlyIfCachedAsksNobodyWithoutACache(t *testing.T) {
+	t.Parallel()
+	for name, off := range map[string]func(*cache.Policy){
+		"not by request": func(p *cache.Policy) { p.Rules, p.ByRequest = nil, false },
+		"no room":        func(p *cache.Policy) { *p = cache.Policy{ByRequest: true} },
+	} {
+		r := setup(t, caching(), func(o *Options) { off(&o.Settings.Cache) }, withJobs(openJobs(t)), withLimits(newCounters(t), limits.Limits{RequestsPerMinute: 2}))
+		r.work()
+		for _, more := range [][]string{nil, {"Prefer", "respond-async"}} {
+			resp := r.chat(plainRequest, append(more, "Cache-Control", "only-if-cached")...).fails(http.StatusGatewayTimeout, inference.CodeNotCached)
+			require.Equal(t, []string{"", "2"}, []string{resp.Header.Get(cacheHeader), resp.Header.Get("x-ratelimit-remaining-requests")}, name)
+		}
+		r.idle()
+	}
+}
+
 func TestOnlyIfCachedIsAnsweredAtOnce(t *testing.T) {
 	t.Parallel()
 	r := setup(t, caching(), withJobs(openJobs(t)))

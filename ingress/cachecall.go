@@ -81,18 +81,23 @@ func (s *Ingress) cacheCall(settings *Settings, r *http.Request, q routing.Reque
 	return c
 }
 
-// fromCache answers the request if the cache may and can. It comes before anything is
-// reserved for the request, or published.
+// fromCache answers the request if the cache may and can, or if nobody else is to be asked.
+// It comes before anything is reserved for the request, or published.
 func (s *Ingress) fromCache(w http.ResponseWriter, r *http.Request, adm *admission) (answered bool) {
 	c := adm.cache
-	if c == nil {
-		return false
-	}
 	defer func() {
 		if answered {
 			adm.memory.release()
 		}
 	}()
+	if c == nil {
+		if !cache.WishOf(r.Header).OnlyIfCached {
+			return false
+		}
+		s.tellLimits(w.Header(), adm)
+		s.fail(w, r, errNotCached(), nil)
+		return true
+	}
 	c.standing = func(h http.Header) { s.tellLimits(h, adm) }
 	bypass := c.wish.NoStore || c.wish.NoCache
 	if bypass {
@@ -117,7 +122,8 @@ func (s *Ingress) fromCache(w http.ResponseWriter, r *http.Request, adm *admissi
 	return false
 }
 
-// errNotCached refuses a request that no provider is to be asked for (RFC 9111, 5.2.1.7).
+// errNotCached refuses a request that no provider is to be asked for (RFC 9111, 5.2.1.7),
+// also where the cache is off for it.
 func errNotCached() error {
 	return inference.Errorf(inference.CodeNotCached, "The answer is not in the cache, and the request says only-if-cached.")
 }
