@@ -109,7 +109,6 @@ func (s *Ingress) fromCache(w http.ResponseWriter, r *http.Request, adm *admissi
 	}
 	switch {
 	case c.wish.OnlyIfCached:
-		c.standing(w.Header())
 		s.failAdmitted(w, r, c, errNotCached())
 		return true
 	case bypass:
@@ -155,7 +154,8 @@ func (s *Ingress) anyAble(candidates []inference.Candidate) bool {
 
 // failAdmitted answers with an error, as an event where the stream has its head already.
 func (s *Ingress) failAdmitted(w http.ResponseWriter, r *http.Request, c *cacheCall, err error) {
-	if c == nil || c.out == nil {
+	if c.out == nil {
+		c.standing(w.Header())
 		s.fail(w, r, err, nil)
 		return
 	}

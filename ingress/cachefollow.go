@@ -170,6 +170,7 @@ func (c *cacheCall) open(w http.ResponseWriter) {
 		return // it is out
 	}
 	w.Header().Del(cacheHeader)
+	c.standing(w.Header())
 	c.out = newSSEWriter(w)
 	c.out.cached = c
 	c.out.begin()

@@ -229,6 +229,26 @@ func TestAStreamThatFollowsIsKeptOpen(t *testing.T) {
 	}
 }
 
+// Who waits for another's answer hears how it stands with its limits, whatever comes of it.
+func TestAFollowerHearsHowItStands(t *testing.T) {
+	t.Parallel()
+	r := setup(t, caching(coalescing), withLimits(newCounters(t), limits.Limits{RequestsPerMinute: 5}))
+	r.work()
+	told := func(resp *http.Response) {
+		t.Helper()
+		require.Equal(t, "5", resp.Header.Get("x-ratelimit-limit-requests"))
+	}
+	first := r.chat(plainRequest)
+	k := r.take()
+	told(r.chat(plainRequest, "X-Sluice-Timeout", "50ms").fails(http.StatusGatewayTimeout, inference.CodeDeadlineExceeded))
+	plain, stream := r.chat(plainRequest), r.chat(streamRequest)
+	told(stream.response()) // its head is out
+	r.followers(2)
+	k.end(&queue.End{Err: &inference.Error{Code: inference.CodeUpstreamError, Message: "no", Retryable: true}})
+	told(plain.fails(http.StatusBadGateway, inference.CodeUpstreamError))
+	first.response()
+}
+
 // A leader that has to wait for limits of its own leads nobody meanwhile, and gets the answer
 // of whom it led.
 func TestAFollowerDoesNotWaitForItsLeadersLimit(t *testing.T) {
