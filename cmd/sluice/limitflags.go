@@ -34,7 +34,7 @@ func addLimitFlags(cmd *cobra.Command, removable bool) *limitFlags {
 		{"requests-per-minute", "requests accepted in any 60 seconds; 0 is no bound"},
 		{"tokens-per-minute", "tokens of prompts and answers in any 60 seconds; 0 is no bound"},
 		{"concurrent", "requests accepted and not yet answered; 0 is no bound"},
-		{"queued", "requests that no worker has begun; 0 is no bound"},
+		{"queued", "requests that no worker has begun, background jobs and batches aside; 0 is no bound"},
 	} {
 		f.counts[c.name] = cmd.Flags().Int64(c.name, 0, c.usage)
 		f.anything = append(f.anything, c.name)

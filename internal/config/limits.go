@@ -28,7 +28,7 @@ type Limits struct {
 	TokensPerMinute int `yaml:"tokens_per_minute" default:"0" min:"0" max:"1000000000000"`
 	// Requests accepted and not yet answered.
 	Concurrent int `yaml:"concurrent" default:"0" min:"0" max:"1000000000"`
-	// Requests that no worker has begun.
+	// Requests that no worker has begun. Background jobs and batches are not among them.
 	Queued int `yaml:"queued" default:"0" min:"0" max:"1000000000"`
 	// Money for requests.
 	Budget Budget `yaml:"budget"`
@@ -48,7 +48,7 @@ type ModelLimits struct {
 	TokensPerMinute int `yaml:"tokens_per_minute" default:"0" min:"0" max:"1000000000000"`
 	// Requests accepted and not yet answered.
 	Concurrent int `yaml:"concurrent" default:"0" min:"0" max:"1000000000"`
-	// Requests that no worker has begun.
+	// Requests that no worker has begun. Background jobs and batches are not among them.
 	Queued int `yaml:"queued" default:"0" min:"0" max:"1000000000"`
 	// Money for requests.
 	Budget Budget `yaml:"budget"`
