@@ -120,6 +120,7 @@ func TestOperatorsSeeHowCallersWithTokensStand(t *testing.T) {
 	for name, l := range map[string]adminapi.LimitsShown{
 		"the issuer's":          shown(&ten, "limits", limits.Limits{Queued: 1}),
 		"those of keys without": shown(nil, "", ten),
+		"an action alone":       shown(&limits.Limits{OnLimit: limits.Queue}, "", ten),
 	} {
 		require.Len(t, l.Scopes, 1, name)
 		require.Equal(t, scope, l.Scopes[0].Scope)

@@ -17,7 +17,7 @@ type LimitSettings struct {
 	FailOpen      bool  // while the counters are out of reach requests pass; else they are refused
 	DefaultOutput int64 // tokens that an answer is taken to need when nothing bounds it
 
-	Key, Tenant limits.Limits             // of the keys and tenants that have none of their own
+	Key, Tenant limits.Limits             // of the keys and tenants whose own bound nothing
 	Tenants     map[string]*limits.Limits // of the configuration; they come before TenantLimits
 	Models      []limits.ModelLimits      // whoever asks; the first entry that covers a model counts, for each model by itself
 
@@ -37,7 +37,7 @@ type LimitSettings struct {
 // payer is whom a request counts for.
 type payer struct {
 	key    string         // its id
-	own    *limits.Limits // the key's; nil: those of keys that have none
+	own    *limits.Limits // the key's; nil: it has none
 	tenant string
 	model  string // see countedModel
 }
@@ -57,23 +57,14 @@ func countedModel(table *routing.Table, asked string, candidates []inference.Can
 	return model
 }
 
-func (l *LimitSettings) ofKey(own *limits.Limits) *limits.Limits {
-	if own != nil {
-		return own
-	}
-	return &l.Key
-}
+func (l *LimitSettings) ofKey(own *limits.Limits) *limits.Limits { return limits.Either(own, &l.Key) }
 
 func (l *LimitSettings) ofTenant(tenant string) *limits.Limits {
-	if own := l.Tenants[tenant]; own != nil {
-		return own
-	}
+	others := &l.Tenant
 	if l.TenantLimits != nil {
-		if own := l.TenantLimits(tenant); own != nil {
-			return own
-		}
+		others = limits.Either(l.TenantLimits(tenant), others)
 	}
-	return &l.Tenant
+	return limits.Either(l.Tenants[tenant], others)
 }
 
 // scopesMost is how many scopes one request can have.

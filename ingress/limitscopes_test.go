@@ -34,7 +34,9 @@ func TestScopesOfARequest(t *testing.T) {
 			payer{key: "k", own: &limits.Limits{Concurrent: 1}, tenant: "t", model: "m"},
 			[]limits.Scope{{ID: "key:k", Limits: limits.Limits{Concurrent: 1}}},
 		},
-		"a key without any":      {LimitSettings{Key: ten}, payer{key: "k", own: &limits.Limits{}, tenant: "t", model: "m"}, nil},
+		"a key without any":      {LimitSettings{Key: ten}, payer{key: "k", own: &limits.Limits{}, tenant: "t", model: "m"}, []limits.Scope{{ID: "key:k", Limits: bare}}},
+		"a key's action alone":   {LimitSettings{Key: ten}, payer{key: "k", own: &limits.Limits{OnLimit: limits.Refuse}, tenant: "t", model: "m"}, []limits.Scope{{ID: "key:k", Limits: bare}}},
+		"a key that is exempt":   {LimitSettings{Key: ten}, payer{key: "k", own: &limits.Limits{Models: []limits.ModelLimits{{Models: []string{"*"}}}}, tenant: "t", model: "m"}, nil},
 		"tenants without any":    {LimitSettings{Tenant: ten}, payer{key: "k", tenant: "t", model: "m"}, []limits.Scope{{ID: "tenant:t", Limits: bare}}},
 		"a tenant of the file":   {LimitSettings{Tenant: ten, Tenants: map[string]*limits.Limits{"t": {Queued: 2}}}, payer{tenant: "t"}, []limits.Scope{{ID: "tenant:t", Limits: limits.Limits{Queued: 2}}}},
 		"the entry that exempts": {LimitSettings{Models: entries}, payer{key: "k", tenant: "t", model: "free-1"}, nil},
@@ -47,6 +49,11 @@ func TestScopesOfARequest(t *testing.T) {
 				{ID: "key:k/models:gpt-*\nx", Limits: limits.Limits{Concurrent: 3}, Before: entries[:1]},
 				{ID: "tenant:t/models:gpt-*\nx", Limits: limits.Limits{Concurrent: 3}, Before: entries[:1]},
 			},
+		},
+		"a tenant's action alone": {
+			LimitSettings{Tenant: ten, TenantLimits: func(string) *limits.Limits { return &limits.Limits{OnLimit: limits.Refuse} }},
+			payer{tenant: "t"},
+			[]limits.Scope{{ID: "tenant:t", Limits: bare}},
 		},
 		"a tenant of the database": {
 			LimitSettings{TenantLimits: func(name string) *limits.Limits { return &limits.Limits{Concurrent: int64(len(name))} }},
@@ -146,6 +153,13 @@ func TestWhoseLimitsSayToWait(t *testing.T) {
 	} {
 		l := LimitSettings{Key: c.key, Tenant: c.tenant}
 		require.Equal(t, c.want, l.waits(payer{key: "k", tenant: "t"}))
+	}
+	alone := func(l limits.Limits) *limits.Limits { return &limits.Limits{OnLimit: l.OnLimit} }
+	for _, c := range []struct{ others, own limits.Limits }{{refuse, queue}, {queue, refuse}} {
+		ofKeys := LimitSettings{Key: c.others}
+		require.Equal(t, c.own.OnLimit == limits.Queue, ofKeys.waits(payer{key: "k", own: alone(c.own)}), "a key's action holds for the others' bounds")
+		ofTenants := LimitSettings{Tenant: c.others, TenantLimits: func(string) *limits.Limits { return alone(c.own) }}
+		require.Equal(t, c.own.OnLimit == limits.Queue, ofTenants.waits(payer{tenant: "t"}), "and a tenant's")
 	}
 }
 

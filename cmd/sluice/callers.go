@@ -13,11 +13,7 @@ func tokenIssuers(cfg *config.Config) []token.Issuer {
 		issuer := token.Issuer{
 			Issuer: j.Issuer, Audiences: j.Audiences, KeysURL: j.JWKSURL.Reveal(), Algorithms: j.Algorithms,
 			Refresh: j.Refresh, Leeway: j.Leeway, SubjectClaim: j.SubjectClaim, TenantClaim: j.TenantClaim, Tenant: j.Tenant,
-			ModelsClaim: j.ModelsClaim, LimitsClaim: j.LimitsClaim,
-		}
-		if j.Limits != nil {
-			policy := j.Limits.Policy()
-			issuer.Limits = &policy
+			ModelsClaim: j.ModelsClaim, LimitsClaim: j.LimitsClaim, Limits: ownLimits(j.Limits),
 		}
 		issuers = append(issuers, issuer)
 	}

@@ -44,7 +44,7 @@ func addLimitFlags(cmd *cobra.Command, removable bool) *limitFlags {
 		f.money[name] = cmd.Flags().String(name, "", "money for requests in a "+window+" of UTC, such as 12.50; 0 is no bound")
 		f.anything = append(f.anything, name)
 	}
-	cmd.Flags().StringVar(&f.onLimit, "on-limit", "", "what becomes of a request that does not fit now: refuse or queue")
+	cmd.Flags().StringVar(&f.onLimit, "on-limit", "", "what becomes of a request that does not fit now: refuse or queue; without a bound beside it, for the bounds that the ingress has for all others")
 	cmd.Flags().StringVar(&f.file, "limits", "", "`FILE` with all limits as a JSON object, those of models too; - is standard input")
 	f.anything = append(f.anything, "on-limit")
 	if removable {

@@ -34,12 +34,17 @@ func limitSettings(cfg *config.Config, prices *pricing.Table) ingress.LimitSetti
 	return l
 }
 
-// ownLimits are the limits of a holder that has some of its own, else nil.
+// ownLimits are the limits of a holder that has some of its own, else nil. What becomes of a
+// request that does not fit always stands in the file, also where nobody wrote it: without a
+// bound it says nothing.
 func ownLimits(own *config.Limits) *limits.Limits {
 	if own == nil {
 		return nil
 	}
 	policy := own.Policy()
+	if policy.IsZero() {
+		return nil
+	}
 	return &policy
 }
 

@@ -19,7 +19,9 @@ auth:
   keys:
     - {name: own, key: 0123456789abcdef, limits: {budget: {day: 2.5}}}
     - {name: none, key: fedcba9876543210}
-  tenants: [{name: t, limits: {queued: 3, on_limit: queue}}]
+    - {name: nothing, key: 0123456789fedcba, limits: {}}
+  tenants: [{name: t, limits: {queued: 3, on_limit: queue}}, {name: nothing}]
+  jwt: [{issuer: "https://login.example.com", audiences: [a], jwks_url: "https://login.example.com/keys", limits: {}}]
 rate_limit:
   on_error: fail_open
   default_output_tokens: 77
@@ -34,11 +36,13 @@ rate_limit:
 	require.EqualValues(t, 77, l.DefaultOutput)
 	require.Equal(t, limits.Limits{RequestsPerMinute: 5, OnLimit: limits.Refuse}, l.Key)
 	require.Equal(t, limits.Limits{Concurrent: 6, OnLimit: limits.Refuse}, l.Tenant)
-	require.Equal(t, map[string]*limits.Limits{"t": {Queued: 3, OnLimit: limits.Queue}}, l.Tenants)
+	require.Equal(t, map[string]*limits.Limits{"t": {Queued: 3, OnLimit: limits.Queue}, "nothing": nil}, l.Tenants)
 	require.Equal(t, []limits.ModelLimits{{Models: []string{"m"}, TokensPerMinute: 8}}, l.Models)
 	keys := ingressSettings(loaded.Config).StaticKeys
 	require.Equal(t, limits.Budget{Day: 2_500_000_000}, keys[0].Limits.Budget)
 	require.Nil(t, keys[1].Limits)
+	require.Nil(t, keys[2].Limits, "they bound nothing")
+	require.Nil(t, tokenIssuers(loaded.Config)[0].Limits)
 	require.Equal(t, l.Tenants, ingressSettings(loaded.Config).Limits.Tenants)
 	loaded.Config.RateLimit.OnError = "fail_closed"
 	require.False(t, limitSettings(loaded.Config, nil).FailOpen)

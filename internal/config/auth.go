@@ -24,7 +24,7 @@ type StaticKey struct {
 	Models []string `yaml:"models"`
 	// When the key ends, as an RFC 3339 time. Not given: never.
 	ExpiresAt time.Time `yaml:"expires_at"`
-	// What the key may take. Not given: what rate_limit.key says.
+	// What the key may take. Not given, or nothing bounded: what rate_limit.key says.
 	Limits *Limits `yaml:"limits"`
 }
 
@@ -32,7 +32,7 @@ type StaticKey struct {
 type Tenant struct {
 	// Name of the tenant, unique in this list.
 	Name string `yaml:"name"`
-	// What all of its keys together may take.
+	// What all of its keys together may take. Nothing bounded: what rate_limit.tenant says.
 	Limits Limits `yaml:"limits"`
 }
 
@@ -58,9 +58,9 @@ type JWT struct {
 	SubjectClaim string `yaml:"subject_claim" default:"sub"`
 	// Claim with the models that the caller may use, as a list of names or globs or as text with spaces between them. Empty, or no such claim: all.
 	ModelsClaim string `yaml:"models_claim" default:""`
-	// Claim with the caller's limits, an object with the names that limits have here. Empty, or no such claim: what limits says.
+	// Claim with the caller's limits, an object with the names that limits have here. Empty, no such claim, or nothing bounded by it: what limits says.
 	LimitsClaim string `yaml:"limits_claim" default:""`
-	// What each caller may take. Not given: what rate_limit.key says.
+	// What each caller may take. Not given, or nothing bounded: what rate_limit.key says.
 	Limits *Limits `yaml:"limits"`
 }
 

@@ -12,9 +12,9 @@ type RateLimit struct {
 	OnError string `yaml:"on_error" default:"fail_closed" oneof:"fail_closed,fail_open"`
 	// Tokens that an answer is taken to need when neither the request nor the model bounds it.
 	DefaultOutputTokens int `yaml:"default_output_tokens" default:"1024" min:"1" max:"10000000"`
-	// Limits of each key that has none of its own.
+	// Limits of each key that has none of its own, or some that bound nothing.
 	Key Limits `yaml:"key"`
-	// Limits of each tenant that has none of its own.
+	// Limits of each tenant that has none of its own, or some that bound nothing.
 	Tenant Limits `yaml:"tenant"`
 	// Limits of models, whoever asks for them. The first entry that covers a model counts, and each model is counted by itself.
 	Models []ModelLimits `yaml:"models" max:"100"`

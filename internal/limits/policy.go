@@ -67,6 +67,20 @@ func (l Limits) IsZero() bool {
 		l.Budget == (Budget{}) && len(l.Models) == 0
 }
 
+// Either returns the limits of a holder: its own, or the others if its own bound nothing,
+// with what its own say of a request that does not fit. Nil says nothing at all.
+func Either(own, others *Limits) *Limits {
+	switch {
+	case own == nil || own.IsZero() && own.OnLimit == "":
+		return others
+	case others == nil || !own.IsZero():
+		return own
+	}
+	l := *others
+	l.OnLimit = own.OnLimit
+	return &l
+}
+
 // Validate returns what is wrong with limits that an operator wrote, by the names that
 // they have in JSON, or nil.
 func (l Limits) Validate() error {

@@ -165,9 +165,7 @@ func (i *issuer) caller(claims map[string]any, ends time.Time) (store.Key, error
 	if faults := key.Faults(); len(faults) > 0 {
 		return store.Key{}, wrongShape(i.claimOf(faults[0].Field), faults[0].Problem)
 	}
-	if key.Limits == nil {
-		key.Limits = i.Limits // the operator's: what is wrong with them is no fault of a token
-	}
+	key.Limits = limits.Either(key.Limits, i.Limits) // the operator's: what is wrong with them is no fault of a token
 	return key, nil
 }
 

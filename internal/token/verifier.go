@@ -131,8 +131,8 @@ func (t Trusted) Takes() bool { return t.set != nil && len(t.set.byName) > 0 }
 // here. Work that was accepted of it may begin later than its token ends.
 func (t Trusted) Vouches(id string) bool { return t.issuerOf(id) != nil }
 
-// CallerLimits returns the limits that the caller of this id has when its token says nothing
-// of them (nil: those of keys without), and the claim in which it may say others, if there
+// CallerLimits returns the limits that the caller of this id has when its token bounds
+// nothing (nil: those of keys without), and the claim in which it may say others, if there
 // is one. It reports whether the caller can be one of an issuer whose tokens are taken here.
 func (t Trusted) CallerLimits(id string) (own *limits.Limits, claim string, known bool) {
 	i := t.issuerOf(id)

@@ -232,6 +232,11 @@ func TestClaimsMakeTheCaller(t *testing.T) {
 		"empty section": {base(claims{"org": claims{}}), func(*store.Key) {}},
 		"models":        {base(claims{"models": []string{"m", "gpt-*"}}), func(k *store.Key) { k.Models = []string{"m", "gpt-*"} }},
 		"models' text":  {base(claims{"models": " m  gpt-* "}), func(k *store.Key) { k.Models = []string{"m", "gpt-*"} }},
+		"no limit":      {base(claims{"limits": claims{}}), func(*store.Key) {}},
+		"limits that bound nothing": {
+			base(claims{"limits": claims{"on_limit": "queue"}}),
+			func(k *store.Key) { k.Limits = &limits.Limits{Concurrent: 9, OnLimit: limits.Queue} },
+		},
 		"limits": {
 			base(claims{"limits": claims{"requests_per_minute": 7, "budget": claims{"day": 1.5}, "models": []claims{{"models": []string{"m"}, "queued": 1}}}}),
 			func(k *store.Key) {
