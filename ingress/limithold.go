@@ -49,6 +49,16 @@ func (h *hold) release() {
 // taken all that it asked for.
 func (h *hold) keep() { h.take(spent{h.tokens(), h.cost()}) }
 
+// abandon is keep for a request that may go on without this ingress, which stops.
+func (h *hold) abandon() {
+	switch {
+	case h == nil || h.reservation == nil:
+		h.keep()
+	case !h.over.Swap(true):
+		h.reservation.Abandon()
+	}
+}
+
 // end ends the hold with the request's row in the ledger.
 func (h *hold) end(r *inference.Record) { h.endAfter(r, false) }
 
@@ -167,9 +177,9 @@ func unanswered(c inference.ErrorCode) bool {
 }
 
 // keepHolds ends the holds of jobs that this ingress does not see through: it stops, and
-// their workers go on.
+// their workers go on. When such a call has ended another ingress hears of it, see orphaned.
 func (fs *flights) keepHolds() {
 	for _, f := range fs.all() {
-		f.hold.keep()
+		f.hold.abandon()
 	}
 }

@@ -23,8 +23,9 @@ type counters struct {
 	mu     sync.Mutex
 	away   bool
 	scopes map[string]*counter
-	tried  int      // while away
-	ends   []string // "settle 7", "release", "charge tenant:team 7" and the like
+	last   limits.Demand // that fitted
+	tried  int           // while away
+	ends   []string      // "settle 7", "release", "charge tenant:team 7" and the like
 	ended  chan string
 }
 
@@ -73,6 +74,7 @@ func (c *counters) Reserve(ctx context.Context, d limits.Demand) (limits.Reserva
 			return nil, r
 		}
 	}
+	c.last = d
 	r := &reserved{counters: c, demand: d, queued: d.Queued}
 	for _, s := range d.Scopes {
 		at := c.of(s.ID)
@@ -146,6 +148,17 @@ func (c *counters) Standing(scopes []limits.Scope) limits.Standing {
 		}
 	}
 	return s
+}
+
+// Ended notes that a call has ended that had outlived its ingress.
+func (c *counters) Ended(ingress string, scopes []limits.Scope) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ids := make([]string, len(scopes))
+	for i := range scopes {
+		ids[i] = scopes[i].ID
+	}
+	c.note(fmt.Sprintf("ended %s %v", ingress, ids))
 }
 
 // note is called under mu.
@@ -226,6 +239,18 @@ func (r *reserved) Settle(tokens int64, cost inference.Cost) {
 		how += " for " + cost.String()
 	}
 	r.end(how, tokens, cost)
+}
+
+// Abandon leaves the request concurrent if it has an end.
+func (r *reserved) Abandon() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.end(fmt.Sprintf("abandon %d", r.demand.Tokens), r.demand.Tokens, r.demand.Cost)
+	if !r.demand.Ends.IsZero() {
+		for _, s := range r.demand.Scopes {
+			r.of(s.ID).concurrent++
+		}
+	}
 }
 
 func (r *reserved) Release() {

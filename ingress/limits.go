@@ -15,6 +15,7 @@ type limiting struct {
 	by      limits.Reserver
 	lines   limitLines
 	metrics *limitMetrics
+	orphans limitKeys // those of calls that have outlived their ingress
 }
 
 // newLimiting returns nothing if nothing limits.
@@ -24,7 +25,8 @@ func newLimiting(s *Ingress) *limiting {
 	}
 	return &limiting{
 		by: s.opt.Limiter, metrics: newLimitMetrics(s.metrics.reg),
-		lines: limitLines{most: s.opt.MaxInFlight, byScope: make(map[string]*limitLine)},
+		orphans: limitKeys{store: s.opt.Keys, byID: make(map[string]*limits.Limits)},
+		lines:   limitLines{most: s.opt.MaxInFlight, byScope: make(map[string]*limitLine)},
 	}
 }
 
@@ -54,10 +56,9 @@ func (s *Ingress) limitsOf(adm *admission) *limited {
 	if len(scopes) == 0 {
 		return nil
 	}
-	return &limited{
-		settings: l, model: model, waits: l.waits(p), size: adm.size, job: job,
-		demand: l.demand(scopes, job, adm.size, table, job.CreatedAt),
-	}
+	d := l.demand(scopes, job, adm.size, table, job.CreatedAt)
+	d.Ends = job.Deadline
+	return &limited{settings: l, model: model, waits: l.waits(p), size: adm.size, job: job, demand: d}
 }
 
 // demandNow is what a request asks that only waits for its limits: it has not begun, and
@@ -69,7 +70,7 @@ func (s *Ingress) demandNow(adm *admission, q *limited) limits.Demand {
 	own := s.keys.limitsNow(now, adm)
 	scopes := now.Limits.scopes(payer{key: job.KeyID, own: own, tenant: job.Tenant, model: q.model})
 	d := q.settings.demand(scopes, job, q.size, s.table(adm.settings), job.CreatedAt)
-	d.Queued = true
+	d.Queued, d.Ends = true, job.Deadline
 	return d
 }
 
@@ -202,3 +203,4 @@ type nowhere struct{}
 func (nowhere) Started()                         {}
 func (nowhere) Settle(_ int64, _ inference.Cost) {}
 func (nowhere) Release()                         {}
+func (nowhere) Abandon()                         {}

@@ -282,7 +282,18 @@ func TestAStoppingIngressKeepsWhatItDoesNotSeeThrough(t *testing.T) {
 	fs.byID["a"].hold.release()
 	fs.keepHolds()
 	fs.keepHolds()
-	c.quiet("release", "settle 9")
+	c.quiet("release", "abandon 9")
+
+	q := &limited{settings: &LimitSettings{}, demand: limits.Demand{Scopes: []limits.Scope{{ID: "t"}}, Tokens: 7, Ends: time.Now().Add(time.Hour)}, job: &inference.Job{}}
+	h, err := l.reserve(t.Context(), q)
+	require.NoError(t, err)
+	fs.byID["c"] = &flight{hold: h}
+	fs.byID["passed"] = &flight{hold: l.unreserved(q)}
+	fs.byID["unlimited"] = &flight{}
+	fs.keepHolds()
+	fs.keepHolds()
+	require.ElementsMatch(t, []string{"release", "abandon 9", "abandon 7", "charge t 7"}, c.ends)
+	require.EqualValues(t, 1, c.of("t").concurrent, "it goes on")
 }
 
 func TestQueuedRequestsAreNotQueuedAtAWorker(t *testing.T) {

@@ -253,7 +253,7 @@ func (s *Ingress) expireWorkers(ctx context.Context) {
 // storeRecords brings rows of the usage stream into the database.
 func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) error {
 	for len(records) > 0 {
-		n := min(len(records), store.MaxBatch)
+		n := s.together(records)
 		s.current().priceAll(records[:n])
 		inserted, err := s.opt.Append(ctx, records[:n])
 		if errors.Is(err, store.ErrInvalid) {
@@ -263,6 +263,9 @@ func (s *Ingress) storeRecords(ctx context.Context, records []inference.Record) 
 			return err
 		}
 		s.metrics.ledgerRows.Add(float64(inserted))
+		if n == 1 && inserted == 1 && s.orphaned(records[0]) {
+			s.freeOrphan(ctx, &records[0])
+		}
 		records = records[n:]
 	}
 	return nil

@@ -99,9 +99,10 @@ func newIngress(lc fx.Lifecycle, cfg *config.Config, embedded *queue.Embedded, d
 	if err != nil {
 		return nil, err
 	}
-	limiter := startLimiter(conn, db, reg, log)
+	id := queue.NewProcessID()
+	limiter := startLimiter(conn, id, embedded != nil, db, reg, log)
 	in := ingress.New(ingress.Options{
-		ID: queue.NewProcessID(), Conn: conn, Keys: db, Append: db.AppendUsage, Ping: db.Ping,
+		ID: id, Conn: conn, Keys: db, Append: db.AppendUsage, Ping: db.Ping,
 		Limiter: limiter, LimitCounts: limiter,
 		Settings: ingressSettings(cfg), Config: conf, Webhooks: webhookOptions(cfg, db),
 		Jobs: jobOptions(cfg, db), Batches: batchOptions(cfg, db),

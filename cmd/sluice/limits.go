@@ -55,14 +55,15 @@ type runningLimiter struct {
 }
 
 // startLimiter starts what counts towards limits. It outlives the ingress, whose last
-// requests give back what they hold.
-func startLimiter(conn *queue.Conn, db store.Store, reg prometheus.Registerer, log *slog.Logger) runningLimiter {
+// requests give back what they hold. With a queue of its own the process has all workers in it,
+// and so no request outlives it.
+func startLimiter(conn *queue.Conn, id string, alone bool, db store.Store, reg prometheus.Registerer, log *slog.Logger) runningLimiter {
 	swaps := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "sluice_limit_swap_seconds", Help: "Time to change the record of one holder of limits, by what came of it.",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14),
 	}, []string{"result"})
 	l := limits.New(limits.Options{
-		Counters: conn.NewCounters(), Logger: log,
+		Counters: conn.NewCounters(), Logger: log, Ingress: id, Alone: alone,
 		Spent: func(ctx context.Context, scope limits.Scope, since time.Time) (inference.Cost, error) {
 			return db.SpentSince(ctx, ingress.SpendScope(scope), since)
 		},

@@ -20,15 +20,18 @@ type account struct {
 	ends  int64  // when the record stops to say so
 	hands []hand
 	rate  rate
+	over  int64 // when the calls in hand are surely over; zero: there are none
 
 	owed  []entry
-	spend int64 // of used.money: what was spent
+	spend int64   // of used.money: what was spent
+	ended []ended // of which the record is yet to be told
 
 	waiting []*want
 	wakeAt  time.Duration // when it is to be flushed, since the clock began; zero: never
 	busy    bool          // a goroutine flushes it
 	touched time.Duration // when a request last came or ended
 	tight   bool          // little is left of a gauge
+	parted  bool          // the record knows that the process is gone
 	asked   time.Duration // when the ledger last answered, or did not; zero: it has to be asked
 	askedOf Budget        // what it was asked for then
 
@@ -93,7 +96,7 @@ func (a *account) take(n *need, now instant, window int64) (entryUntil int64, ok
 	if n.limits.RequestsPerMinute == 0 && n.limits.TokensPerMinute == 0 {
 		until := now.late + window
 		a.owed = owe(a.owed, entry{until, 1, n.tokens})
-		a.used = a.used.plus(n.gauges)
+		a.use(n)
 		return until, true
 	}
 	for i := range a.hands {
@@ -107,10 +110,22 @@ func (a *account) take(n *need, now instant, window int64) (entryUntil int64, ok
 		if requests < 1 || tokens < n.tokens {
 			a.owed = owe(a.owed, entry{h.entry, 1 - requests, n.tokens - tokens})
 		}
-		a.used = a.used.plus(n.gauges)
+		a.use(n)
 		return h.entry, true
 	}
 	return 0, false
+}
+
+// use notes that a request has the need in hand. The caller holds mu.
+func (a *account) use(n *need) {
+	a.used, a.over = a.used.plus(n.gauges), max(a.over, n.busy)
+}
+
+// drop notes that a request has so much in hand no more. The caller holds mu.
+func (a *account) drop(g gauges) {
+	if a.used = a.used.minus(g); a.used.calls == 0 {
+		a.over = 0
+	}
 }
 
 // room reports whether the gauges have room in what is held.
@@ -172,7 +187,7 @@ func (a *account) handsEnd() int64 {
 // quiet reports whether the account has nothing in hand and nothing to tell. The caller
 // holds mu.
 func (a *account) quiet() bool {
-	return a.used == gauges{} && a.held == gauges{} && a.spend == 0 && len(a.owed) == 0 && len(a.hands) == 0 &&
+	return a.used == gauges{} && a.held == gauges{} && a.spend == 0 && len(a.owed) == 0 && len(a.ended) == 0 && len(a.hands) == 0 &&
 		len(a.waiting) == 0 && a.unsure == nil && !a.busy
 }
 
@@ -209,5 +224,5 @@ func (r *rate) expected() amounts {
 		return amounts{}
 	}
 	more := func(n int64) int64 { return add(n, n/4) }
-	return amounts{more(most.requests), more(most.tokens), gauges{more(most.concurrent), more(most.queued), more(most.money)}}
+	return amounts{more(most.requests), more(most.tokens), gauges{concurrent: more(most.concurrent), queued: more(most.queued), money: more(most.money)}}
 }

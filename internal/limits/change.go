@@ -19,13 +19,16 @@ type change struct {
 
 	limits Limits // as the process knows them
 	owed   []entry
-	spend  int64  // money that was reserved and is spent now
-	hold   gauges // what the process uses, without that money
-	hand   int64  // until when it has in hand what it took earlier
+	spend  int64   // money that was reserved and is spent now
+	ended  []ended // of processes that are gone
+	hold   gauges  // what the process uses, without that money
+	busy   int64   // when its calls are surely over; zero: it has none
+	hand   int64   // until when it has in hand what it took earlier
 	wants  []*want
 	spare  amounts // what it would like to have in hand beside
 	ledger [windows]spent
 	leave  bool // it uses nothing and goes
+	parts  bool // it goes, and its calls go on without it
 
 	terms terms
 }
@@ -52,6 +55,7 @@ type outcome struct {
 // apply returns what becomes of the record, which stays as it is.
 func (c *change) apply(scope string, old *record) (*outcome, error) {
 	r := old.clone()
+	r.over(c.ended, c.now.early)
 	r.expire(c.now.early)
 	for _, e := range c.owed {
 		r.count(e)
@@ -63,12 +67,12 @@ func (c *change) apply(scope string, old *record) (*outcome, error) {
 		share = r.holder(c.process)
 	}
 	if share != nil {
-		share.gauges = c.hold.atLeastZero()
+		share.gauges, share.busy = c.hold.atLeastZero(), c.busy
 	}
 	o := &outcome{rec: r, refused: make([]*Refusal, len(c.wants)), until: c.now.late + c.terms.reach + c.terms.window}
 	check := checker{scope: scope, rec: r, sum: r.total(), early: c.now.early}
 	took := c.take(&check, o)
-	o.changed = took || len(c.owed) > 0 || c.spend != 0 || r.spent != old.spent
+	o.changed = took || len(c.owed) > 0 || len(c.ended) > 0 || c.spend != 0 || r.spent != old.spent
 	if c.leave {
 		o.leave(c.process)
 		o.changed = o.changed || len(r.entries) != len(old.entries) || len(r.holders) != len(old.holders)
@@ -83,10 +87,12 @@ func (c *change) apply(scope string, old *record) (*outcome, error) {
 		share.hand = c.hand
 	}
 	share.change, share.end = c.id, c.now.late+c.terms.holder
+	if c.parts {
+		share.end = c.now.early
+	}
 	o.held = share.gauges
 	before := old.holder(c.process)
-	o.changed = o.changed || o.spare != (amounts{}) || before == nil || before.gauges != share.gauges || before.hand != share.hand ||
-		share.end-before.end >= c.terms.holder/renewals
+	o.changed = o.changed || o.spare != (amounts{}) || before == nil || c.differs(before, share)
 	if before == nil && !o.changed {
 		o.leave(c.process)
 	}
@@ -99,6 +105,12 @@ func (c *change) apply(scope string, old *record) (*outcome, error) {
 // renewals is how often in the time after which it is taken to be gone a process says
 // that it is there.
 const renewals = 3
+
+// differs reports whether the record is to be told of the process's share.
+func (c *change) differs(before, share *holder) bool {
+	return before.gauges != share.gauges || before.hand != share.hand || before.busy != share.busy ||
+		share.end-before.end >= c.terms.holder/renewals || c.parts && before.end > share.end
+}
 
 func (o *outcome) leave(process uint64) {
 	for i, h := range o.rec.holders {
@@ -120,7 +132,7 @@ func (c *change) take(check *checker, o *outcome) bool {
 		fits++
 		o.rec.count(entry{o.until, 1, w.tokens})
 		o.taken = o.taken.plus(w.gauges)
-		share.gauges = share.plus(w.gauges)
+		share.gauges, share.busy = share.plus(w.gauges), max(share.busy, w.busy)
 		check.sum.requests, check.sum.tokens = add(check.sum.requests, 1), add(check.sum.tokens, w.tokens)
 		check.sum.gauges = check.sum.plus(w.gauges)
 	}

@@ -11,15 +11,24 @@ const gaugeRetry = time.Second
 type need struct {
 	limits Limits
 	tokens int64
-	gauges // concurrent is 1, queued 0 or 1
+	gauges               // concurrent is 1, queued and calls 0 or 1
+	ends   time.Duration // of one that is a call: when it is surely over, since the clock began
+	busy   int64         // the same by the counters' clock; zero: it is none
 }
 
 func needOf(l Limits, d *Demand) need {
-	n := need{l, bounded(d.Tokens), gauges{concurrent: 1, money: max(int64(d.Cost), 0)}}
+	n := need{limits: l, tokens: bounded(d.Tokens), gauges: gauges{concurrent: 1, money: max(int64(d.Cost), 0)}}
 	if d.Queued {
 		n.queued = 1
 	}
 	return n
+}
+
+// until notes by the counters' clock when a call is surely over.
+func (n *need) until(at time.Duration, now instant) {
+	if n.calls > 0 {
+		n.busy = now.late + max(n.ends-at, 0).Milliseconds() + 1
+	}
 }
 
 // bounded keeps a number of tokens within what a limit may be.

@@ -15,7 +15,7 @@ import (
 // processes took in advance, until they give it back.
 type Count struct {
 	Requests, Tokens Taken // in the last minute
-	Concurrent       int64
+	Concurrent       int64 // those included that go on without the process that accepted them
 	Queued           int64
 	Processes        int // that are there and have a share
 
@@ -125,6 +125,9 @@ func (r *record) shown(l *Limits, early int64) Count {
 			continue
 		}
 		c.Orphaned += inference.Cost(h.money)
+		if h.money == 0 {
+			continue
+		}
 		if free := time.UnixMilli(h.end).Add(moneyGrace).UTC(); free.After(c.Until) {
 			c.Until = free
 		}

@@ -137,7 +137,7 @@ func TestManyKilledProcessesDoNotCloseAScope(t *testing.T) {
 	for p := range uint64(3 * maxHolders) { // each asks for 1, and is not heard of any more
 		c := change{
 			process: p + 1, id: 1, now: instant{at, at + 1}, limits: budget, terms: terms,
-			wants: []*want{{need: need{limits: budget, gauges: gauges{concurrent: 1, money: 1}}}},
+			wants: []*want{{need: need{limits: budget, gauges: gauges{concurrent: 1, money: 1, calls: 1}, busy: now + 3_600_000 + int64(p)}}},
 		}
 		out, err := c.apply("key:1", r)
 		require.NoError(t, err, "process %d", p)
@@ -146,6 +146,7 @@ func TestManyKilledProcessesDoNotCloseAScope(t *testing.T) {
 		r, err = decodeRecord(out.rec.encode())
 		require.NoError(t, err)
 		require.EqualValues(t, p+1, r.total().money)
+		require.EqualValues(t, p+1, r.total().concurrent, "calls that go on")
 		at += terms.holder + 1
 		if p >= 2*maxHolders { // the last ones at once
 			at -= terms.holder
@@ -160,6 +161,15 @@ func TestManyKilledProcessesDoNotCloseAScope(t *testing.T) {
 	require.Len(t, r.holders, maxHolders)
 	all := r.holder(nobody)
 	require.Greater(t, all.money, int64(maxHolders))
+	require.Equal(t, all.money, all.calls)
+	late := &record{holders: []holder{*all}}
+	late.expire(all.busy - 1)
+	require.Equal(t, gauges{concurrent: all.calls, calls: all.calls}, late.holders[0].gauges)
+	late.expire(all.busy)
+	require.True(t, late.empty())
+	for i := range r.holders {
+		r.holders[i].calls = 0
+	}
 	r.expire(all.end + int64(moneyGrace/time.Millisecond))
 	require.Nil(t, r.holder(nobody))
 	for i := range r.holders { // nobody makes room for more that are there than there can be

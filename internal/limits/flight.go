@@ -22,6 +22,7 @@ func (a *account) depart(l *Limiter, at time.Duration, now instant) (*flight, er
 		if w.left {
 			a.waiting[i] = nil
 		} else if w.from <= at && len(f.wants) < maxGather {
+			w.until(at, now)
 			f.wants = append(f.wants, w)
 			a.waiting[i] = nil
 		}
@@ -31,7 +32,7 @@ func (a *account) depart(l *Limiter, at time.Duration, now instant) (*flight, er
 	a.fold(now, len(f.wants) > 0 || leaving)
 	f.change = change{
 		process: l.process, id: l.changes.Add(1), now: now, limits: a.limits, owed: a.due(now), spend: a.spend,
-		hold: a.used.minus(gauges{money: a.spend}), hand: a.handsEnd(), wants: f.wants, ledger: a.ledger, terms: l.terms,
+		ended: a.endedElsewhere(at, now.early), hold: a.used.minus(gauges{money: a.spend}), busy: a.over, hand: a.handsEnd(), wants: f.wants, ledger: a.ledger, terms: l.terms,
 	}
 	a.owed = nil
 	a.rate.turn(at)
@@ -42,7 +43,8 @@ func (a *account) depart(l *Limiter, at time.Duration, now instant) (*flight, er
 		f.spare.requests, f.spare.tokens = 0, 0 // there is enough in hand
 	}
 	f.leave = a.used == gauges{} && a.held == gauges{} && len(f.wants) == 0 && f.spare == (amounts{}) &&
-		len(f.owed) == 0 && f.spend == 0 && f.hand == 0
+		len(f.owed) == 0 && len(f.ended) == 0 && f.spend == 0 && f.hand == 0
+	f.parts = leaving && f.busy > 0 && f.hold == gauges{concurrent: f.hold.calls, calls: f.hold.calls} && len(f.wants) == 0
 	out, err := f.apply(a.scope, a.rec)
 	if err != nil {
 		a.cancel(f)
@@ -89,7 +91,7 @@ func (a *account) land(l *Limiter, f *flight, revision uint64) {
 func (a *account) arrived(l *Limiter, f *flight) {
 	now := l.clock.now()
 	a.used.money -= f.spend
-	a.held = f.out.held
+	a.held, a.parted = f.out.held, f.parts
 	a.ends = f.now.late + l.terms.holder - l.terms.reach
 	if s := f.out.spare; s.requests > 0 || s.tokens > 0 {
 		a.hands = append(a.hands, hand{f.now.late + l.terms.hand, f.out.until, s.requests, s.tokens})
@@ -100,7 +102,7 @@ func (a *account) arrived(l *Limiter, f *flight) {
 			w.end(verdict{err: ErrUnavailable})
 			continue
 		}
-		a.used = a.used.plus(w.gauges)
+		a.use(&w.need)
 		a.rate.note(&w.need, f.at)
 		w.end(verdict{entry: f.out.until})
 	}
@@ -111,6 +113,9 @@ func (a *account) arrived(l *Limiter, f *flight) {
 func (a *account) regain(f *flight) {
 	for _, e := range f.owed {
 		a.owed = owe(a.owed, e)
+	}
+	for _, e := range f.ended {
+		a.ended = oweEnd(a.ended, e)
 	}
 	if f.out != nil {
 		a.spend += f.spend

@@ -92,7 +92,7 @@ func (l *Limiter) round(a *account) (again bool, err error) {
 			return again, err
 		}
 	}
-	if a.rec == nil {
+	if a.rec == nil || a.looks(l.since()) {
 		if err := l.load(a); err != nil {
 			return false, err
 		}
@@ -177,15 +177,16 @@ func (l *Limiter) lookAgain(f *flight, w *want, refusal *Refusal) (time.Duration
 	switch {
 	case hands:
 		pause = max(pause, time.Duration(until-f.now.early+1)*time.Millisecond)
-	case refusal.RetryAfter != gaugeRetry || !f.out.rec.othersHold(l.process):
+	case refusal.RetryAfter != gaugeRetry || !f.out.rec.othersHold(l.process, f.now.early):
 		return 0, false
 	}
 	return min(f.at+pause, w.begun+lookFor), true
 }
 
-func (r *record) othersHold(process uint64) bool {
+// othersHold reports whether another process, which is there, has anything in hand.
+func (r *record) othersHold(process uint64, early int64) bool {
 	for _, h := range r.holders {
-		if h.process != process && h.gauges != (gauges{}) {
+		if h.process != process && h.end > early && h.gauges != (gauges{}) {
 			return true
 		}
 	}
@@ -258,6 +259,7 @@ func (l *Limiter) resolve(a *account) (again bool, err error) {
 		for i, e := range f.owed {
 			f.owed[i].requests, f.owed[i].tokens = max(e.requests, 0), max(e.tokens, 0)
 		}
+		f.ended = nil
 	}
 	a.regain(f)
 	a.unsure = nil

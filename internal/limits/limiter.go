@@ -25,6 +25,11 @@ type Demand struct {
 	Tokens int64          // estimated prompt plus the output that it may have
 	Cost   inference.Cost // of those tokens
 	Queued bool           // it will wait in a queue until Started is told
+
+	// Ends is when the request is surely over, of one that goes on without this process. It
+	// counts as concurrent until then if the process is gone, or until Ended is told. Zero:
+	// it does not outlive the process, or others look after it.
+	Ends time.Time
 }
 
 // Refusal says that a demand does not fit. It is an error.
@@ -64,12 +69,17 @@ type Reserver interface {
 	// reserved: nothing is asked and nothing refused.
 	Charge(d Demand)
 
+	// Ended says that a request with an end has ended which an ingress had accepted that is
+	// gone: it does not count as concurrent any more. Nothing changes if that ingress is
+	// there. It is to be told once.
+	Ended(ingress string, scopes []Scope)
+
 	// Standing returns how the scopes stand, as far as this process knows without asking.
 	Standing(scopes []Scope) Standing
 }
 
 // Reservation is what a request has in hand until it ends. Its methods do not wait for
-// any server. All but the first Settle or Release do nothing.
+// any server. All but the first Settle, Release or Abandon do nothing.
 type Reservation interface {
 	// Started says that a worker has begun the request: it is not queued any more.
 	Started()
@@ -80,4 +90,8 @@ type Reservation interface {
 	// Release ends the reservation of a request that took nothing: it gives back all of
 	// it, the request's own count as well.
 	Release()
+
+	// Abandon ends the reservation of a request that goes on while this process stops: it
+	// may take all that it has asked for. One that has an end counts as concurrent further on.
+	Abandon()
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,16 +116,25 @@ func (w *witness) spent(since time.Time) inference.Cost {
 	return inference.Cost(sum)
 }
 
-// process is a limiter that random requests go to, until it is killed.
+// process is a limiter that random requests go to, until it is killed or stopped.
 type process struct {
-	l    *Limiter
-	way  *reach
-	stop func()
-	dead chan struct{}
+	name  string
+	l     *Limiter
+	way   *reach
+	stop  func()
+	dead  chan struct{}
+	stops bool         // rather than being killed; said before it is dead
+	hands atomic.Int64 // requests that it has in hand
+
+	living func() *Limiter // another one, which hears of calls that have ended
 }
 
-// load sends random requests until the context ends. What a killed process's requests do
-// then is that they end, unheard of, after the time that its share is held for.
+// toldFor is how long a call surely takes to be told of, so that it stays when its process
+// is killed.
+const toldFor = 3 * time.Second
+
+// load sends random requests until the context ends. Those of a killed process that have no
+// end are over then, unheard of. The others go on, and mostly it is heard when they end.
 func (p *process) load(ctx context.Context, all []*witness, random *rand.Rand) {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -149,21 +159,28 @@ func (p *process) one(ctx context.Context, w *witness, d Demand, random *rand.Ra
 	if random.IntN(10) == 0 {
 		defer time.AfterFunc(time.Duration(random.Int64N(int64(20*time.Millisecond))), cancel).Stop()
 	}
-	r, err := p.l.Reserve(asking, d)
-	if err != nil {
-		return
-	}
-	a := w.admit(d)
 	longest := 2 * time.Second
 	if random.IntN(30) == 0 {
 		longest = 3 * holderFor
 	}
-	select {
-	case <-time.After(time.Duration(random.Int64N(int64(longest)))):
-	case <-p.dead:
-		w.settle(a, a.tokens, a.cost)
+	if random.IntN(2) == 0 {
+		d.Ends = time.Now().Add(longest + time.Second)
+	}
+	p.hands.Add(1)
+	r, err := p.l.Reserve(asking, d)
+	if err != nil {
+		p.hands.Add(-1)
 		return
 	}
+	a := w.admit(d)
+	over := time.After(time.Duration(random.Int64N(int64(longest))))
+	select {
+	case <-over:
+	case <-p.dead:
+		p.outlived(w, d, a, r, over, random)
+		return
+	}
+	defer p.hands.Add(-1)
 	if random.IntN(2) == 0 {
 		w.started(a)
 		r.Started()
@@ -176,6 +193,25 @@ func (p *process) one(ctx context.Context, w *witness, d Demand, random *rand.Ra
 	tokens, cost := random.Int64N(d.Tokens+1), random.Int64N(int64(d.Cost)+1)
 	w.settle(a, tokens, cost)
 	r.Settle(tokens, inference.Cost(cost))
+}
+
+// outlived is what becomes of a request whose process is gone.
+func (p *process) outlived(w *witness, d Demand, a *admitted, r Reservation, over <-chan time.Time, random *rand.Rand) {
+	goesOn := !d.Ends.IsZero() && time.Since(a.at) >= toldFor
+	if p.stops && goesOn {
+		r.Abandon()
+	} else if p.stops {
+		r.Settle(a.tokens, inference.Cost(a.cost))
+	}
+	p.hands.Add(-1)
+	w.started(a)
+	if goesOn {
+		<-over
+	}
+	w.settle(a, a.tokens, a.cost)
+	if goesOn && random.IntN(4) > 0 {
+		p.living().Ended(p.name, d.Scopes)
+	}
 }
 
 func TestNoLimitIsEverBrokenWhateverIsKilled(t *testing.T) {
@@ -213,13 +249,17 @@ func loadAndKill(t *testing.T, random *rand.Rand, faulty bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	var loads sync.WaitGroup
+	var latest atomic.Pointer[process]
+	begun := 0
 	begin := func() *process {
-		p := &process{way: newReach(s), dead: make(chan struct{})}
+		begun++
+		p := &process{name: fmt.Sprint("process-", begun), way: newReach(s), dead: make(chan struct{}), living: func() *Limiter { return latest.Load().l }}
 		p.way.delay = time.Duration(random.Int64N(int64(8 * time.Millisecond)))
 		if faulty {
 			p.way.faults.Store(2)
 		}
-		p.l, p.stop = run(t, Options{Counters: p.way, Spent: ledger, Logger: slog.New(slog.DiscardHandler)})
+		p.l, p.stop = run(t, Options{Counters: p.way, Spent: ledger, Logger: slog.New(slog.DiscardHandler), Ingress: p.name})
+		latest.Store(p)
 		seed := random.Uint64()
 		loads.Go(func() {
 			living, end := context.WithCancel(ctx)
@@ -239,9 +279,18 @@ func loadAndKill(t *testing.T, random *rand.Rand, faulty bool) {
 	for ctx.Err() == nil {
 		pause(ctx, time.Duration(random.Int64N(int64(30*time.Second))))
 		i := random.IntN(len(four))
-		close(four[i].way.cut)
-		close(four[i].dead)
+		gone := four[i]
+		if gone.stops = random.IntN(3) == 0; !gone.stops {
+			close(gone.way.cut)
+		}
+		close(gone.dead)
 		four[i] = begin()
+		if gone.stops {
+			for gone.hands.Load() > 0 {
+				time.Sleep(time.Millisecond)
+			}
+			gone.stop()
+		}
 	}
 	loads.Wait()
 	for _, p := range four {

@@ -41,20 +41,23 @@ func (e entry) second() int64 { return e.until / 1000 }
 type gauges struct {
 	concurrent, queued int64
 	money              int64 // reserved
+	calls              int64 // of those that are concurrent: they go on when the process is gone
 }
 
 func (g gauges) plus(o gauges) gauges {
-	return gauges{add(g.concurrent, o.concurrent), add(g.queued, o.queued), add(g.money, o.money)}
+	return gauges{add(g.concurrent, o.concurrent), add(g.queued, o.queued), add(g.money, o.money), add(g.calls, o.calls)}
 }
 
-func (g gauges) minus(o gauges) gauges { return g.plus(gauges{-o.concurrent, -o.queued, -o.money}) }
+func (g gauges) minus(o gauges) gauges {
+	return g.plus(gauges{-o.concurrent, -o.queued, -o.money, -o.calls})
+}
 
 func (g gauges) atLeastZero() gauges {
-	return gauges{max(g.concurrent, 0), max(g.queued, 0), max(g.money, 0)}
+	return gauges{max(g.concurrent, 0), max(g.queued, 0), max(g.money, 0), max(g.calls, 0)}
 }
 
 func (g gauges) least(o gauges) gauges {
-	return gauges{min(g.concurrent, o.concurrent), min(g.queued, o.queued), min(g.money, o.money)}
+	return gauges{min(g.concurrent, o.concurrent), min(g.queued, o.queued), min(g.money, o.money), min(g.calls, o.calls)}
 }
 
 // holder is a process's share.
@@ -63,6 +66,7 @@ type holder struct {
 	change  uint64 // the process's last change of the record
 	end     int64  // when it is taken to be gone
 	hand    int64  // until when it may hold more than it uses; zero: it does not
+	busy    int64  // when its calls are surely over; zero: it has none
 	gauges
 }
 
@@ -88,17 +92,33 @@ func (r *record) clone() *record {
 }
 
 // expire drops what does not count any more.
+//
+// Of a process that is gone the calls stay which go on without it, and the money until the
+// ledger surely has what of it was spent.
 func (r *record) expire(early int64) {
 	r.entries = slices.DeleteFunc(r.entries, func(e entry) bool {
 		return e.until <= early || e.requests == 0 && e.tokens == 0
 	})
-	r.holders = slices.DeleteFunc(r.holders, func(h holder) bool {
-		return h.end+int64(moneyGrace/time.Millisecond) <= early || h.end <= early && h.money == 0
-	})
 	for i := range r.holders {
 		if h := &r.holders[i]; h.end <= early {
-			h.hand, h.concurrent, h.queued = 0, 0, 0
+			h.remain(early)
 		}
+	}
+	r.holders = slices.DeleteFunc(r.holders, func(h holder) bool { return h.end <= early && h.gauges == gauges{} })
+}
+
+// remain drops what a process that is gone does not have any more.
+func (h *holder) remain(early int64) {
+	h.hand, h.queued = 0, 0
+	if h.busy <= early {
+		h.calls = 0
+	}
+	if h.calls == 0 {
+		h.busy = 0
+	}
+	h.concurrent = h.calls
+	if h.end+int64(moneyGrace/time.Millisecond) <= early {
+		h.money = 0
 	}
 }
 
@@ -157,13 +177,14 @@ func owe(list []entry, e entry) []entry {
 	return append(list, e)
 }
 
-// nobody is who has the money, once there are too many of them, that processes had in
-// hand which are gone. No process has this number.
+// nobody is who has the money and the calls, once there are too many of them, that processes
+// had in hand which are gone. No process has this number.
 const nobody = 0
 
 // makeRoom reports whether the record has room for its holders, after it has put together
 // what processes have that are gone, as few as need be and the earliest first. Their money
-// stays reserved until that of the last of them would be free.
+// stays reserved until that of the last of them would be free, and their calls stay until the
+// last of these is surely over: nobody knows any more whose they are.
 func (r *record) makeRoom(early int64) bool {
 	for len(r.holders) > maxHolders {
 		first := -1
@@ -178,9 +199,9 @@ func (r *record) makeRoom(early int64) bool {
 		gone := r.holders[first]
 		r.holders = slices.Delete(r.holders, first, first+1)
 		if all := r.holder(nobody); all != nil {
-			all.money, all.end = add(all.money, gone.money), max(all.end, gone.end)
+			all.gauges, all.end, all.busy = all.plus(gone.gauges), max(all.end, gone.end), max(all.busy, gone.busy)
 		} else {
-			r.holders = append(r.holders, holder{process: nobody, end: gone.end, gauges: gauges{money: gone.money}})
+			r.holders = append(r.holders, holder{process: nobody, end: gone.end, busy: gone.busy, gauges: gone.gauges})
 		}
 	}
 	return true

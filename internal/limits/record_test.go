@@ -17,7 +17,11 @@ func randomRecord(random *rand.Rand) *record {
 		r.count(entry{now + random.Int64N(62_000), random.Int64N(100), random.Int64N(1 << 40)})
 	}
 	for i := range random.IntN(maxHolders) {
-		r.holders = append(r.holders, holder{uint64(i) << 40, random.Uint64(), now, random.Int64N(2) * now, gauges{random.Int64N(10), random.Int64N(10), random.Int64()}})
+		h := holder{process: uint64(i) << 40, change: random.Uint64(), end: now, hand: random.Int64N(2) * now, gauges: gauges{random.Int64N(10), random.Int64N(10), random.Int64(), 0}}
+		if h.calls = random.Int64N(h.concurrent + 1); h.calls > 0 {
+			h.busy = now + random.Int64N(120_000)
+		}
+		r.holders = append(r.holders, h)
 	}
 	for w := range r.spent {
 		r.spent[w] = spent{windowStart(w, now), random.Int64()}
@@ -54,6 +58,18 @@ func TestARecordIsReadAsItWasWritten(t *testing.T) {
 	}
 }
 
+func TestARecordWithImpossibleCallsIsMalformed(t *testing.T) {
+	t.Parallel()
+	for name, h := range map[string]holder{
+		"more than are concurrent": {process: 1, end: 1, busy: 1, gauges: gauges{concurrent: 1, calls: 2}},
+		"that never end":           {process: 1, end: 1, gauges: gauges{concurrent: 1, calls: 1}},
+		"none, until then":         {process: 1, end: 1, busy: 1, gauges: gauges{concurrent: 1}},
+	} {
+		_, err := decodeRecord((&record{holders: []holder{h}}).encode())
+		require.ErrorIs(t, err, errRecord, name)
+	}
+}
+
 func FuzzDecodeRecord(f *testing.F) {
 	random := rand.New(rand.NewPCG(2, 2))
 	f.Add([]byte{})
@@ -82,6 +98,11 @@ func FuzzDecodeRecord(f *testing.F) {
 		kept, err := decodeRecord(out.rec.encode())
 		require.NoError(t, err)
 		require.Equal(t, out.rec.total(), kept.total())
+		for _, h := range kept.holders {
+			if h.end <= early {
+				require.Equal(t, h.calls, h.concurrent, "of a process that is gone")
+			}
+		}
 	})
 }
 

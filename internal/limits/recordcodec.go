@@ -14,7 +14,7 @@ var errRecord = errors.New("malformed record")
 // encode writes numbers as varints, each list behind its length, and the times of entries
 // as what they are later than the one before.
 func (r *record) encode() []byte {
-	b := make([]byte, 0, 64+8*len(r.entries)+32*len(r.holders))
+	b := make([]byte, 0, 64+8*len(r.entries)+40*len(r.holders))
 	b = append(b, recordVersion)
 	number := func(v int64) { b = binary.AppendUvarint(b, uint64(max(v, 0))) }
 	number(int64(len(r.entries)))
@@ -34,6 +34,8 @@ func (r *record) encode() []byte {
 		number(h.concurrent)
 		number(h.queued)
 		number(h.money)
+		number(h.calls)
+		number(h.busy)
 	}
 	for _, s := range r.spent {
 		number(s.start)
@@ -59,8 +61,9 @@ func decodeRecord(data []byte) (*record, error) {
 	}
 	for range d.length(maxHolders) {
 		h := holder{process: d.process(), change: d.unsigned(), end: d.number(), hand: d.number()}
-		h.gauges = gauges{d.number(), d.number(), d.number()}
-		if r.holder(h.process) != nil {
+		h.gauges = gauges{d.number(), d.number(), d.number(), d.number()}
+		h.busy = d.number()
+		if r.holder(h.process) != nil || h.calls > h.concurrent || (h.calls > 0) != (h.busy > 0) {
 			return nil, errRecord
 		}
 		r.holders = append(r.holders, h)

@@ -18,6 +18,7 @@ type reservation struct {
 	queued bool
 	tokens int64
 	money  int64
+	calls  int64 // 1 if it goes on without this process
 	holds  []hold
 	few    [4]hold // room for the holds of most
 }
@@ -34,12 +35,19 @@ func (l *Limiter) Reserve(ctx context.Context, d Demand) (Reservation, error) {
 	r.holds = r.few[:0]
 	var asked []*asking
 	now, at := l.clock.now(), l.since()
+	if !d.Ends.IsZero() && !l.alone {
+		r.calls = 1
+	}
 	for i := range d.Scopes {
 		s := &d.Scopes[i]
 		if !s.counts() {
 			continue
 		}
 		n := needOf(s.Limits, &d)
+		if r.calls > 0 {
+			n.calls, n.ends = 1, at+time.Until(d.Ends)
+			n.until(at, now)
+		}
 		a, until, err := l.takeOrQueue(s, &n, now, at, &asked)
 		if err != nil {
 			r.holds = l.giveUp(asked, r.holds)
@@ -186,7 +194,7 @@ func (r *reservation) Started() {
 // Settle ends the reservation with what was taken.
 func (r *reservation) Settle(tokens int64, cost inference.Cost) {
 	tokens, money := bounded(tokens), max(int64(cost), 0)
-	r.end(func(a *account, h hold) {
+	r.end(gauges{}, func(a *account, h hold) {
 		if left := r.tokens - tokens; left > 0 {
 			a.owed = owe(a.owed, entry{until: h.entry, tokens: -left})
 		} else if left < 0 {
@@ -197,28 +205,38 @@ func (r *reservation) Settle(tokens int64, cost inference.Cost) {
 	})
 }
 
+// Abandon ends the reservation of a request that this process does not see through.
+func (r *reservation) Abandon() {
+	r.end(gauges{concurrent: r.calls, calls: r.calls}, func(a *account, _ hold) {
+		a.used.money = add(a.used.money, r.money)
+		a.spend = add(a.spend, r.money)
+	})
+}
+
 // Release ends the reservation and gives back all of it.
 func (r *reservation) Release() {
-	r.end(func(a *account, h hold) {
+	r.end(gauges{}, func(a *account, h hold) {
 		a.owed = owe(a.owed, entry{h.entry, -1, -r.tokens})
 	})
 }
 
-func (r *reservation) end(settle func(a *account, h hold)) {
+// end ends the reservation, but for what stays in hand.
+func (r *reservation) end(stays gauges, settle func(a *account, h hold)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ended {
 		return
 	}
 	r.ended = true
-	has := gauges{concurrent: 1, money: r.money}
+	has := gauges{concurrent: 1, money: r.money, calls: r.calls}
 	if r.queued {
 		has.queued = 1
 	}
+	has = has.minus(stays)
 	at := r.l.since()
 	for _, h := range r.holds {
 		h.a.mu.Lock()
-		h.a.used = h.a.used.minus(has)
+		h.a.drop(has)
 		settle(h.a, h)
 		h.a.touched = at
 		r.l.freed(h.a)

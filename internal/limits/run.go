@@ -4,7 +4,6 @@ import (
 	"container/heap"
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"log/slog"
 	"sync"
@@ -55,6 +54,13 @@ type Options struct {
 	Counters Counters
 	Logger   *slog.Logger
 
+	// Ingress is the id of the ingress that this counts for, by which others know whose the
+	// calls are that outlive it. It is another one after each start. Empty: a random one.
+	Ingress string
+
+	// Alone says that no request goes on without this process: their Ends are not looked at.
+	Alone bool
+
 	// Patience bounds the wait for an answer of the counters; zero is 250 ms.
 	Patience time.Duration
 
@@ -87,6 +93,7 @@ type Limiter struct {
 	swapped  func(SwapResult, time.Duration)
 
 	process uint64
+	alone   bool
 	changes atomic.Uint64
 	clock   *clock
 	terms   terms
@@ -120,11 +127,12 @@ func New(o Options) *Limiter {
 	if o.Swapped == nil {
 		o.Swapped = func(SwapResult, time.Duration) {}
 	}
-	var id [8]byte
-	_, _ = rand.Read(id[:]) // crypto/rand.Read never fails
+	if o.Ingress == "" {
+		o.Ingress = rand.Text()
+	}
 	return &Limiter{
 		counters: o.Counters, log: o.Logger, patience: o.Patience, ledger: o.Spent, swapped: o.Swapped,
-		process: binary.BigEndian.Uint64(id[:]), clock: newClock(),
+		process: processOf(o.Ingress), alone: o.Alone, clock: newClock(),
 		terms: terms{
 			window: windowLength.Milliseconds(), hand: handFor.Milliseconds(),
 			reach: (max(handFor, o.Patience) + 50*time.Millisecond).Milliseconds(), holder: holderFor.Milliseconds(),
@@ -160,7 +168,7 @@ func (l *Limiter) begin() bool {
 }
 
 // goodbye tells what is left to tell, as far as the counters answer: first what is in
-// hand, then that nothing is.
+// hand, then that nothing is. Calls that go on without this process stay.
 func (l *Limiter) goodbye() {
 	l.gate.Lock()
 	l.closed = true
@@ -174,7 +182,7 @@ func (l *Limiter) goodbye() {
 		group.Go(func() error {
 			for range 3 {
 				a.mu.Lock()
-				done := l.since() > until || a.quiet() && (a.rec == nil || a.rec.holder(l.process) == nil)
+				done := l.since() > until || a.parted || a.quiet() && (a.rec == nil || a.rec.holder(l.process) == nil)
 				a.busy = !done
 				a.mu.Unlock()
 				if done {
