@@ -103,7 +103,7 @@ func (d *stored) publish(ctx context.Context, jobs []store.Job) (done int, limit
 		switch {
 		case p.Err == nil:
 			d.limits.sent(job, p.Place.Seq)
-			out = append(out, store.Dispatch{ID: job.ID, Epoch: job.Epoch, Provider: provider, Seq: p.Place.Seq})
+			out = append(out, store.Dispatch{ID: job.ID, Epoch: job.Epoch, Provider: provider, Seq: p.Place.Seq, HeldBy: d.id})
 			d.bodies.note(job)
 		case errors.Is(p.Err, queue.ErrFull), errors.Is(p.Err, queue.ErrNoQueue):
 			refused = append(refused, job)

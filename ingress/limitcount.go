@@ -3,6 +3,7 @@ package ingress
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -59,7 +60,7 @@ func (l *jobLimits) charge(ctx context.Context, job *store.Job, r *inference.Rec
 		return
 	}
 	if !known {
-		if q := l.asked(ctx, job); q != nil {
+		if q, _ := l.asked(ctx, job); q != nil {
 			l.unreserved(q).end(r)
 			return
 		}
@@ -73,17 +74,15 @@ func (l *jobLimits) charge(ctx context.Context, job *store.Job, r *inference.Rec
 	}
 }
 
-// asked returns what a job has asked of its limits, or nil if nothing limits it or nobody
-// can tell.
-func (l *jobLimits) asked(ctx context.Context, job *store.Job) *limited {
+// asked returns what a job has asked of its limits, or nil if nothing limits it.
+func (l *jobLimits) asked(ctx context.Context, job *store.Job) (*limited, error) {
 	body, err := l.rows.JobBody(ctx, job.ID)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	q, _ := l.demanded(ctx, &inference.Job{
+	return l.limited(ctx, &inference.Job{
 		ID: job.ID, Kind: job.Kind, Tenant: job.Tenant, KeyID: job.KeyID, Model: job.Model, Candidates: job.Candidates, Body: body,
 	}, job.Limits, job.CreatedAt)
-	return q
 }
 
 // recordOfEnd returns what the row of a job tells that a worker has ended.
@@ -105,13 +104,14 @@ func recordOfEnd(j *store.Job) *inference.Record {
 // to be gone elsewhere: another one stands for them, or will.
 func (l *jobLimits) sweepHolds(ctx context.Context) error {
 	l.giveBack(time.Now())
+	return l.review(ctx, l.heldJobs())
+}
+
+// heldJobs returns the ids of the jobs that have something in hand here.
+func (l *jobLimits) heldJobs() []string {
 	l.mu.Lock()
-	ids := make([]string, 0, len(l.holds))
-	for id := range l.holds {
-		ids = append(ids, id)
-	}
-	l.mu.Unlock()
-	return l.review(ctx, ids)
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.holds))
 }
 
 // review looks whether these jobs' messages still stand for them, and ends the holds of

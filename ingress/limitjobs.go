@@ -3,7 +3,9 @@ package ingress
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sluice/internal/inference"
@@ -21,7 +23,8 @@ import (
 // message that stood for the job no more, and the database knew of no other: then nobody has
 // anything in hand for it, unless another message was on its way, which counts as well.
 // A round that leaves its job unfinished is counted by whoever has the next one follow; and
-// of a job that ends without a worker's word counts what a worker was given. What a killed ingress had reserved stays reserved.
+// of a job that ends without a worker's word counts what a worker was given. What an ingress
+// had in hand that is gone, another one takes over, which counts in its place: see adoption.
 type jobLimits struct {
 	*limiting
 	rows     JobWatch
@@ -30,6 +33,8 @@ type jobLimits struct {
 	table    func(of *Settings) *routing.Table
 	keys     limitKeys
 	freed    func() // a job that was put off may fit
+	log      *slog.Logger
+	looked   atomic.Bool // what ingresses had in hand that were gone at the start is in hand here
 
 	mu      sync.Mutex
 	holds   map[string]*jobHold // by job
@@ -88,7 +93,7 @@ func newJobLimits(s *Ingress, freed func()) *jobLimits {
 		return nil
 	}
 	return &jobLimits{
-		limiting: s.limits, rows: s.opt.Jobs.Store, conn: s.conn, settings: s.current, table: s.table, freed: freed,
+		limiting: s.limits, rows: s.opt.Jobs.Store, conn: s.conn, settings: s.current, table: s.table, freed: freed, log: s.log,
 		keys:  limitKeys{store: s.opt.Keys, byID: make(map[string]*limits.Limits)},
 		holds: make(map[string]*jobHold), putOffs: make(map[string]putOff),
 		recalls: make(map[string]bool), recall: make(chan struct{}, 1),
@@ -109,6 +114,8 @@ func (l *jobLimits) admit(ctx context.Context, job *inference.Job, lent *limits.
 		return now.Add(putOffLeast), nil
 	case q == nil || l.again(job):
 		return time.Time{}, nil
+	case !l.looked.Load():
+		return now.Add(putOffLeast), nil
 	case *down && q.settings.FailOpen:
 		l.metrics.open.Inc()
 		return l.keep(job, l.unreserved(q), now), nil

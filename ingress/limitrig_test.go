@@ -36,9 +36,10 @@ type counter struct {
 }
 
 type taking struct {
-	at     time.Time
-	tokens int64
-	cost   inference.Cost
+	at       time.Time
+	requests int64
+	tokens   int64
+	cost     inference.Cost
 }
 
 func newCounters(t *testing.T) *counters {
@@ -78,7 +79,7 @@ func (c *counters) Reserve(ctx context.Context, d limits.Demand) (limits.Reserva
 	r := &reserved{counters: c, demand: d, queued: d.Queued}
 	for _, s := range d.Scopes {
 		at := c.of(s.ID)
-		k := &taking{at: time.Now(), tokens: d.Tokens, cost: d.Cost}
+		k := &taking{time.Now(), 1, d.Tokens, d.Cost}
 		at.taken = append(at.taken, k)
 		r.takings = append(r.takings, k)
 		at.concurrent++
@@ -89,13 +90,34 @@ func (c *counters) Reserve(ctx context.Context, d limits.Demand) (limits.Reserva
 	return r, nil
 }
 
+func (c *counters) Adopt(d limits.Demand) limits.Reservation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := &reserved{counters: c, demand: d}
+	for _, s := range d.Scopes {
+		at := c.of(s.ID)
+		k := &taking{at: time.Now(), cost: d.Cost}
+		at.taken = append(at.taken, k)
+		r.takings = append(r.takings, k)
+		at.concurrent++
+	}
+	return r
+}
+
+// concurrent is how many requests the key of the rig has at a time.
+func (c *counters) concurrent() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.of("key:key").concurrent
+}
+
 // refusal is called under mu.
 func (c *counters) refusal(s limits.Scope, d limits.Demand) *limits.Refusal {
 	at, now := c.of(s.ID), time.Now()
 	at.taken = slices.DeleteFunc(at.taken, func(k *taking) bool { return now.Sub(k.at) >= c.window })
-	tokens, cost, oldest := int64(0), inference.Cost(0), c.window
+	requests, tokens, cost, oldest := int64(0), int64(0), inference.Cost(0), c.window
 	for _, k := range at.taken {
-		tokens, cost = tokens+k.tokens, cost+k.cost
+		requests, tokens, cost = requests+k.requests, tokens+k.tokens, cost+k.cost
 		oldest = min(oldest, c.window-now.Sub(k.at))
 	}
 	for _, l := range []struct {
@@ -103,7 +125,7 @@ func (c *counters) refusal(s limits.Scope, d limits.Demand) *limits.Refusal {
 		most, used, asked int64
 		again             time.Duration
 	}{
-		{"requests_per_minute", s.Limits.RequestsPerMinute, int64(len(at.taken)), 1, oldest},
+		{"requests_per_minute", s.Limits.RequestsPerMinute, requests, 1, oldest},
 		{"tokens_per_minute", s.Limits.TokensPerMinute, tokens, d.Tokens, oldest},
 		{"concurrent", s.Limits.Concurrent, at.concurrent, 1, 50 * time.Millisecond},
 		{"queued", s.Limits.Queued, at.queued, int64(map[bool]int{true: 1}[d.Queued]), 50 * time.Millisecond},
@@ -126,7 +148,7 @@ func (c *counters) Charge(d limits.Demand) {
 	defer c.mu.Unlock()
 	for _, s := range d.Scopes {
 		at := c.of(s.ID)
-		at.taken = append(at.taken, &taking{at: time.Now(), tokens: d.Tokens, cost: d.Cost})
+		at.taken = append(at.taken, &taking{time.Now(), 1, d.Tokens, d.Cost})
 	}
 	c.note(fmt.Sprintf("charge %s %d", d.Scopes[0].ID, d.Tokens))
 }

@@ -154,6 +154,7 @@ func (s *Ingress) Start() (stop func(), err error) {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var loops sync.WaitGroup
+	s.tenants.start(ctx, &loops) // before jobs: their limits may be their tenants'
 	unhear := func() {}
 	if s.stored != nil {
 		if unhear, err = s.stored.start(ctx, &loops); err != nil {
@@ -173,7 +174,6 @@ func (s *Ingress) Start() (stop func(), err error) {
 	loops.Go(func() { s.flights.keepStreams(ctx) })
 	loops.Go(func() { s.flights.sweep(ctx) })
 	loops.Go(func() { s.keys.run(ctx) })
-	s.tenants.start(ctx, &loops)
 	loops.Go(func() { s.tokens.Run(ctx) })
 	loops.Go(func() { s.ledger.run(ctx) })
 	loops.Go(func() { s.conn.ConsumeRecords(ctx, s.storeRecords) })

@@ -21,6 +21,7 @@ type JobStore interface {
 	JobCourse
 	JobUpkeep
 	JobWatch
+	JobHolds
 }
 
 // JobOptions are how requests are answered later. Without a Store none are.
@@ -37,6 +38,7 @@ type JobOptions struct {
 // what was lost on the way. Every ingress does all of it; the database sees to it that two
 // of them do no job twice.
 type stored struct {
+	id      string // of this ingress
 	opt     JobOptions
 	rows    JobStore
 	conn    *queue.Conn
@@ -72,7 +74,7 @@ func newStored(s *Ingress) *stored {
 		return nil
 	}
 	d := &stored{
-		opt: o, rows: o.Store, conn: s.conn, runFor: s.opt.Timeout, answers: s.answers, memory: s.opt.BodyMemory,
+		id: s.opt.ID, opt: o, rows: o.Store, conn: s.conn, runFor: s.opt.Timeout, answers: s.answers, memory: s.opt.BodyMemory,
 		detour: s.workers.detour, events: s.hooks.nudge, lines: func() {}, metrics: newJobMetrics(s.metrics.reg), usage: s.metrics, price: func(r *inference.Record) { s.current().price(r) }, log: s.log,
 		wake: make(chan struct{}, 1), reads: make(chan struct{}, readsAtOnce),
 		pauses: pauses{byProvider: make(map[string]providerPause)}, missing: missing{since: make(map[string]missed)},
@@ -108,6 +110,9 @@ func (d *stored) start(ctx context.Context, loops *sync.WaitGroup) (stop func(),
 			return nil, fmt.Errorf("hear of cancelled jobs: %w", err)
 		}
 		stops = append(stops, unhear)
+		adoption := adoption{limits: d.limits, rows: d.rows, conn: d.conn, id: d.id}
+		_ = adoption.begin(ctx) // what it cannot do yet the loop does, and tells of what hinders it
+		loops.Go(func() { d.every(ctx, adoptEvery, "take over limits", adoption.look) })
 		loops.Go(func() { d.limits.reviewRecalled(ctx) })
 		loops.Go(func() { d.every(ctx, holdsEvery, "give back limits", d.limits.sweepHolds) })
 	}

@@ -15,6 +15,7 @@ type Dispatch struct {
 	Epoch    int
 	Provider string
 	Seq      uint64
+	HeldBy   string // the ingress that holds what is reserved of limits for it
 }
 
 // Requeue takes a job's message away, and says what came of it and when the next one may
@@ -40,7 +41,7 @@ type Claimed struct {
 // the same order.
 func CleanDispatches(sent []Dispatch) ([]Dispatch, error) {
 	clean := func(d Dispatch) Dispatch {
-		d.ID, d.Provider = CleanText(d.ID), CleanText(d.Provider)
+		d.ID, d.Provider, d.HeldBy = CleanText(d.ID), CleanText(d.Provider), CleanText(d.HeldBy)
 		return d
 	}
 	return cleanMarks(sent, clean, func(d Dispatch) string { return d.ID })

@@ -168,10 +168,11 @@ type Jobs interface {
 	// their bodies at most MaxLeaseBytes together, unless it is one job alone.
 	LeaseJobs(ctx context.Context, now time.Time, lease time.Duration, limit int) ([]Job, error)
 
-	// MarkDispatched says where the messages of jobs are, and ends their leases. It returns
-	// the ids of those whose message is of no use, because the job has ended, is not there
-	// or has an epoch of a later family. A message that a worker has passed on meanwhile
-	// had its use, and the job stays as it is. Errors: ErrInvalid for more than MaxMarks.
+	// MarkDispatched says where the messages of jobs are and who holds for them, and ends
+	// their leases. It returns the ids of those whose message is of no use, because the job
+	// has ended, is not there or has an epoch of a later family. A message that a worker has
+	// passed on meanwhile had its use: of its job only who holds is noted. Errors:
+	// ErrInvalid for more than MaxMarks.
 	MarkDispatched(ctx context.Context, sent []Dispatch, at time.Time) (useless []string, err error)
 
 	// ClaimJob says whether a worker is to do a job whose message has that epoch, and if so
@@ -195,10 +196,11 @@ type Jobs interface {
 	// ErrInvalid for more than MaxMarks.
 	Confirm(ctx context.Context, ids []string, at time.Time) error
 
-	// Requeue says that no message stands for jobs any more. Each gets an epoch of the next
-	// family unless its message was never sent, so that one which turns up again is of no
-	// use, and a repeated call changes nothing. A job that is finished, or has a later epoch, stays as it is.
-	// It returns the ids of those that do not. Errors: ErrInvalid for more than MaxMarks.
+	// Requeue says that no message stands for jobs any more, and nobody holds for them. Each
+	// gets an epoch of the next family unless its message was never sent, so that one which
+	// turns up again is of no use, and a repeated call changes nothing. A job that is finished,
+	// or has a later epoch, stays as it is. It returns the ids of those that do not. Errors:
+	// ErrInvalid for more than MaxMarks.
 	Requeue(ctx context.Context, requeued []Requeue) (changed []string, err error)
 
 	// FinishJobs gives each job that is not finished yet its end and its row in the

@@ -72,6 +72,7 @@ type Store interface {
 	Files
 	Jobs
 	JobWatch
+	JobHolds
 	Batches
 	Idempotency
 	Cache

@@ -65,6 +65,12 @@ type Reserver interface {
 	// *Refusal, ErrUnavailable, ctx's.
 	Reserve(ctx context.Context, d Demand) (Reservation, error)
 
+	// Adopt takes what a request has in hand that another process, or an earlier one, had
+	// reserved, which is gone: its place among the concurrent ones and its money. Nothing is
+	// asked and nothing refused. What it counted by the minute still counts, so that Release
+	// gives back none of that.
+	Adopt(d Demand) Reservation
+
 	// Charge adds what a request has taken that another process, or an earlier one, had
 	// reserved: nothing is asked and nothing refused.
 	Charge(d Demand)

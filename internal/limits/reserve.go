@@ -13,14 +13,15 @@ import (
 type reservation struct {
 	l *Limiter
 
-	mu     sync.Mutex
-	ended  bool
-	queued bool
-	tokens int64
-	money  int64
-	calls  int64 // 1 if it goes on without this process
-	holds  []hold
-	few    [4]hold // room for the holds of most
+	mu      sync.Mutex
+	ended   bool
+	adopted bool // nobody was asked, and nothing is counted by the minute
+	queued  bool
+	tokens  int64
+	money   int64
+	calls   int64 // 1 if it goes on without this process
+	holds   []hold
+	few     [4]hold // room for the holds of most
 }
 
 // hold is a reservation's share in a scope.
@@ -216,7 +217,9 @@ func (r *reservation) Abandon() {
 // Release ends the reservation and gives back all of it.
 func (r *reservation) Release() {
 	r.end(gauges{}, func(a *account, h hold) {
-		a.owed = owe(a.owed, entry{h.entry, -1, -r.tokens})
+		if !r.adopted {
+			a.owed = owe(a.owed, entry{h.entry, -1, -r.tokens})
+		}
 	})
 }
 
@@ -237,6 +240,9 @@ func (r *reservation) end(stays gauges, settle func(a *account, h hold)) {
 	for _, h := range r.holds {
 		h.a.mu.Lock()
 		h.a.drop(has)
+		if r.adopted { // there may be more than fit: its place is nobody's before the record is asked
+			h.a.held = h.a.held.minus(has).atLeastZero()
+		}
 		settle(h.a, h)
 		h.a.touched = at
 		r.l.freed(h.a)
@@ -255,6 +261,29 @@ func (l *Limiter) freed(a *account) {
 		l.kick(a)
 	}
 	l.tell(a)
+}
+
+// Adopt takes what a request has in hand that another process had reserved, which is gone.
+func (l *Limiter) Adopt(d Demand) Reservation {
+	r := &reservation{l: l, adopted: true, money: max(int64(d.Cost), 0)}
+	r.holds = r.few[:0]
+	at := l.since()
+	for i := range d.Scopes {
+		s := &d.Scopes[i]
+		if !s.counts() {
+			continue
+		}
+		a, err := l.lock(s.ID)
+		if err != nil {
+			continue // as in Charge
+		}
+		a.touch(s, at)
+		a.used = a.used.plus(gauges{concurrent: 1, money: r.money})
+		l.tell(a)
+		a.mu.Unlock()
+		r.holds = append(r.holds, hold{a: a})
+	}
+	return r
 }
 
 // Charge adds what a request has taken that was not reserved here.

@@ -166,22 +166,22 @@ const claimTimeout = 2 * time.Second
 // wanted. The error wraps ErrNoIngress when nobody hears the question; when it is heard
 // and not judged in time, or lost with the connection, the error is another one.
 func (a *Answerer) Claim(ctx context.Context, c Claim) (Judgement, error) {
-	return a.ask(ctx, replySubject(whatClaim, c.JobID), c)
+	return a.conn.ask(ctx, replySubject(whatClaim, c.JobID), c)
 }
 
-func (a *Answerer) ask(ctx context.Context, subject string, c Claim) (Judgement, error) {
+func (c *Conn) ask(ctx context.Context, subject string, claim Claim) (Judgement, error) {
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
-	m, err := a.conn.nc.RequestWithContext(ctx, subject, c.encode())
+	m, err := c.nc.RequestWithContext(ctx, subject, claim.encode())
 	if errors.Is(err, nats.ErrNoResponders) {
-		return Judgement{}, fmt.Errorf("claim job %s: %w: %w", c.JobID, ErrNoIngress, err)
+		return Judgement{}, fmt.Errorf("claim job %s: %w: %w", claim.JobID, ErrNoIngress, err)
 	}
 	if err != nil {
-		return Judgement{}, fmt.Errorf("claim job %s: %w", c.JobID, err)
+		return Judgement{}, fmt.Errorf("claim job %s: %w", claim.JobID, err)
 	}
 	j, err := decodeJudgement(m.Data)
 	if err != nil {
-		return Judgement{}, fmt.Errorf("claim job %s: %w", c.JobID, err)
+		return Judgement{}, fmt.Errorf("claim job %s: %w", claim.JobID, err)
 	}
 	return j, nil
 }
@@ -246,4 +246,22 @@ func (a *Answerer) IngressGone(ctx context.Context, jobID string) bool {
 	// The zero run is earlier than any other, so the claim changes nothing.
 	_, err := a.Claim(ctx, Claim{JobID: jobID, Worker: a.worker})
 	return errors.Is(err, ErrNoIngress)
+}
+
+// IngressGone reports whether nobody at all hears what is said to the ingress of this id. One
+// that is cut off for the moment looks the same. An error says that the server did not tell;
+// an ingress that hears and does not answer in time is there.
+func (c *Conn) IngressGone(ctx context.Context, ingress string) (bool, error) {
+	if !c.Connected() {
+		return false, fmt.Errorf("look for ingress %s: %w", ingress, errNotConnected)
+	}
+	id := NewJobID(ingress, time.Now()) // nobody's, so the claim changes nothing
+	_, err := c.ask(ctx, replySubject(whatClaim, id), Claim{JobID: id})
+	switch {
+	case errors.Is(err, ErrNoIngress):
+		return true, nil
+	case err != nil && (ctx.Err() != nil || !c.Connected()):
+		return false, fmt.Errorf("look for ingress %s: %w", ingress, err)
+	}
+	return false, nil
 }

@@ -32,3 +32,33 @@ func TestAClaimThatIsNotJudgedInTimeIsHeardAllTheSame(t *testing.T) {
 	require.NotErrorIs(t, err, ErrNoIngress)
 	require.False(t, a.IngressGone(ctx, id))
 }
+
+// The same as an ingress asks that knows no job of the other one.
+func TestAnIngressThatNobodyHearsIsGone(t *testing.T) {
+	t.Parallel()
+	c := setup(t)
+	gone := func() bool {
+		t.Helper()
+		gone, err := c.IngressGone(t.Context(), testIngress)
+		require.NoError(t, err)
+		return gone
+	}
+	require.True(t, gone())
+	d, err := c.NewDispatcher(testIngress, newEar())
+	require.NoError(t, err)
+	flush(t, c)
+	require.False(t, gone())
+	d.Close()
+	flush(t, c)
+	require.True(t, gone())
+
+	slow, err := c.subscribe("rep."+testIngress+".>", func(*nats.Msg) {})
+	require.NoError(t, err)
+	flush(t, c)
+	require.False(t, gone(), "it does not answer in time")
+	require.NoError(t, slow.Unsubscribe())
+
+	c.Close()
+	_, err = c.IngressGone(t.Context(), testIngress)
+	require.ErrorIs(t, err, errNotConnected, "the server did not tell")
+}

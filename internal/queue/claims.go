@@ -23,7 +23,7 @@ const (
 // ClaimStored asks any ingress whether a stored job that a worker has is still wanted. The
 // error is as Claim's: it wraps ErrNoIngress when there is no ingress that hears it.
 func (a *Answerer) ClaimStored(ctx context.Context, lane inference.Lane, c Claim) (Judgement, error) {
-	return a.ask(ctx, storedClaimSubject(lane, c.JobID), c)
+	return a.conn.ask(ctx, storedClaimSubject(lane, c.JobID), c)
 }
 
 // Hearing is an ingress's share in the claims of one lane's jobs.

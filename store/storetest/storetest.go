@@ -67,6 +67,7 @@ func Run(t *testing.T, newDatabase func(t *testing.T) Open) {
 	t.Run("watch", func(t *testing.T) {
 		t.Parallel()
 		runAll(t, newDatabase, watchTests)
+		runAll(t, newDatabase, holdTests)
 	})
 	t.Run("batches", func(t *testing.T) {
 		t.Parallel()

@@ -11,8 +11,8 @@ import (
 // What is said of the messages of single jobs.
 const (
 	// MarkDispatched takes the values of DispatchArgs. It finds the job as long as its epoch
-	// is of the message's family, and changes it only if it is the message's own.
-	MarkDispatched = `UPDATE jobs SET leased_until = NULL,
+	// is of the message's family, and changes where it is only if it is the message's own.
+	MarkDispatched = `UPDATE jobs SET leased_until = NULL, held_by = $7,
 		provider = CASE WHEN epoch = $2 THEN $4 ELSE provider END,
 		seq = CASE WHEN epoch = $2 THEN $5 ELSE seq END,
 		dispatched_at = CASE WHEN epoch = $2 THEN $6 ELSE dispatched_at END
@@ -33,7 +33,7 @@ const (
 
 	// RequeueJob takes the values of RequeueArgs.
 	RequeueJob = `UPDATE jobs SET epoch = $3, not_before = $4, attempts = $5, tries = $6,
-		dispatched_at = NULL, leased_until = NULL
+		dispatched_at = NULL, leased_until = NULL, held_by = ''
 		WHERE id = $1 AND epoch <= $2 AND ` + unfinished
 
 	// DispatchedJobs takes the time and a limit.
@@ -44,7 +44,7 @@ const (
 
 // DispatchArgs returns the values of a clean Dispatch for MarkDispatched.
 func DispatchArgs(d store.Dispatch, at any) []any {
-	return []any{d.ID, int64(d.Epoch), int64(store.NextEpoch(d.Epoch)), d.Provider, int64(d.Seq), at}
+	return []any{d.ID, int64(d.Epoch), int64(store.NextEpoch(d.Epoch)), d.Provider, int64(d.Seq), at, d.HeldBy}
 }
 
 // ClaimArgs returns the values for ClaimJob.
