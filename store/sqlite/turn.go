@@ -53,7 +53,7 @@ func (t *turn) close() error {
 // Rhythm of waiting for the file's write lock.
 const (
 	busyAsk = 500 * time.Microsecond // between two looks
-	letPass = 5 * time.Millisecond   // for those who wait
+	letPass = 20 * time.Millisecond  // for those who wait
 )
 
 // whenFree does what needs the file's write lock, and does it again for as long as another
