@@ -60,6 +60,7 @@ func TestAPausedProvidersWorkerTakesNothing(t *testing.T) {
 	var ids []string
 	for range 5 {
 		j := newJob(false)
+		j.RequestID = j.ID
 		r.publish(j)
 		ids = append(ids, j.ID)
 	}
@@ -72,14 +73,16 @@ func TestAPausedProvidersWorkerTakesNothing(t *testing.T) {
 	require.Equal(t, queue.ProviderPaused, w.pools[0].presence().State)
 
 	r.order(queue.Control{State: queue.ProviderActive}, w)
-	for _, id := range ids {
+	for range ids {
 		e := next(t, r.ends)
-		require.Equal(t, id, e.JobID, "in their order")
 		require.Equal(t, queue.Run{Delivery: 1}, e.Run)
 		r.settle(e)
 	}
 	r.empty()
 	require.Equal(t, 6, r.script.count(), "one call each")
+	for i, call := range r.script.calls[1:] {
+		require.Equal(t, ids[i], call.RequestID, "in their order")
+	}
 	require.Empty(t, r.passed)
 }
 
