@@ -100,6 +100,9 @@ func TestWhatWaitedWhenItWasTakenOutIsGivenBack(t *testing.T) {
 			r := setup(t, withLimits(c, limits.Limits{TokensPerMinute: 1000}))
 			k := r.chat(capped)
 			f := r.published()
+			f.mu.Lock()
+			f.firstRun.confirmed = f.firstRun.confirmed.Add(time.Minute) // when its queue was surely there
+			f.mu.Unlock()
 			giveUp(r, k, f)
 			r.waited(f)
 			r.chat(capped)
