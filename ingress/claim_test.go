@@ -462,22 +462,14 @@ func (c cancels) Cancelled(ids []string) { sendAll(c, ids) }
 func TestAJobWhoseQueueIsFullGoesToTheNext(t *testing.T) {
 	t.Parallel()
 	r := setup(t, func(o *Options) {
-		o.Settings.Providers["acme"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 1}
+		o.Settings.Providers["acme"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 4}
 		o.Settings.Providers["next"] = ProviderInfo{Models: []string{"m"}, MaxQueued: 4}
 		o.Settings.Policy.Order = []string{"acme", "next"}
 	})
 	r.work()
 	require.NoError(t, r.conn.Announce(queue.Presence{Worker: "worker02", Providers: []queue.ProviderPresence{{Name: "next", MaxQueued: 4, Slots: 4}}}))
-	require.NoError(t, r.conn.Announce(queue.Presence{Worker: "worker01", Providers: []queue.ProviderPresence{{Name: "acme", MaxQueued: 1, Slots: 64}}}))
 	fs := r.ingress.flights
-	require.Eventually(t, func() bool {
-		return fs.workers.alive(inference.Candidate{Provider: "next"}) && fs.workers.queues()["acme"] == 1
-	}, soon, time.Millisecond)
-	fs.needStreams()
-	_, err := r.conn.EnsureQueue(t.Context(), "acme", 1)
-	require.NoError(t, err)
-	_, err = r.conn.EnsureQueue(t.Context(), "next", 4)
-	require.NoError(t, err)
+	require.Eventually(t, func() bool { return fs.workers.alive(inference.Candidate{Provider: "next"}) }, soon, time.Millisecond)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -490,11 +482,15 @@ func TestAJobWhoseQueueIsFullGoesToTheNext(t *testing.T) {
 		require.NoError(t, err)
 		return f
 	}
-	first := open()
-	require.Equal(t, first.job.ID, r.take().job.ID)
+	var all []*flight
+	for range 4 {
+		all = append(all, open())
+		require.Equal(t, all[len(all)-1].job.ID, r.take().job.ID)
+	}
 	second := open()
+	all = append(all, second)
 	require.Eventually(t, func() bool { return fs.load("next") == 1 }, soon, time.Millisecond)
-	require.Equal(t, 1, fs.load("acme"))
+	require.Equal(t, 4, fs.load("acme"))
 	require.Equal(t, "next", second.provider())
 
 	came := make(chan *queue.Delivery, 1)
@@ -511,7 +507,7 @@ func TestAJobWhoseQueueIsFullGoesToTheNext(t *testing.T) {
 	judged, err := r.answer.Claim(t.Context(), queue.Claim{JobID: job.ID, Run: passed1run1, Worker: "worker02", Place: queue.Place{Candidates: job.Candidates, Seq: d.Seq}})
 	require.NoError(t, err)
 	require.Equal(t, queue.VerdictRun, judged.Verdict)
-	for _, f := range []*flight{first, second} {
+	for _, f := range all {
 		fs.leave(f, inference.OutcomeCancelled, errClientGone())
 	}
 	require.Eventually(t, func() bool { return fs.count() == 0 }, soon, 5*time.Millisecond)
