@@ -36,6 +36,9 @@ func (s *Ingress) freeOrphan(ctx context.Context, r *inference.Record) {
 	if err != nil {
 		return // nobody knows its limits while the database is away
 	}
+	if issuers, _, known := settings.callers.tokens.CallerLimits(r.KeyID); known {
+		own = issuers
+	}
 	model := countedModel(s.table(settings), r.ModelAsked, []inference.Candidate{{Provider: r.Provider}})
 	scopes := settings.Limits.scopes(payer{key: r.KeyID, own: own, tenant: r.Tenant, model: model})
 	if len(scopes) > 0 {

@@ -11,6 +11,7 @@ import (
 	"sluice/internal/inference"
 	"sluice/internal/limits"
 	"sluice/internal/queue"
+	"sluice/internal/token"
 	"sluice/store"
 )
 
@@ -77,4 +78,21 @@ func TestRequestsCountUntilTheirDeadlineWithoutTheirIngress(t *testing.T) {
 	first.response()
 	second.response()
 	c.quiet("settle 7", "settle 7")
+}
+
+// The limits of a caller with tokens are its issuer's.
+func TestACallOfATokenThatOutlivedItsIngressIsFree(t *testing.T) {
+	t.Parallel()
+	s, _ := door(t)
+	caller, err := s.authenticate(asking(jwt()))
+	require.NoError(t, err)
+	c := newCounters(t)
+	s.opt.Limiter, s.opt.Keys = c, &keyTable{}
+	s.limits = newLimiting(s)
+	next, issuer := *s.current(), loginIssuer()
+	issuer.Limits = &limits.Limits{Concurrent: 1}
+	next.Tokens = []token.Issuer{issuer}
+	s.Apply(next)
+	s.freeOrphan(t.Context(), &inference.Record{JobID: queue.NewJobID("gonegone", time.Now()), KeyID: caller.ID, Tenant: caller.Tenant, ModelAsked: "m"})
+	c.quiet("ended gonegone [key:" + caller.ID + "]")
 }
