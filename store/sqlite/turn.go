@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -25,6 +26,9 @@ func (w *writer) Close() error { return errors.Join(w.DB.Close(), w.turn.close()
 // cannot be opened, it is chance as before.
 type turn struct {
 	waits, asks *os.File // the database's folder, on which advisory locks stand; nil: nobody is asked
+
+	mu    sync.Mutex
+	count int // of this process's own that wait
 }
 
 func newTurn(path string) *turn {
@@ -37,7 +41,7 @@ func newTurn(path string) *turn {
 	if err != nil {
 		return &turn{waits: waits}
 	}
-	return &turn{waits, asks}
+	return &turn{waits: waits, asks: asks}
 }
 
 func (t *turn) close() error {
@@ -76,6 +80,33 @@ func (t *turn) whenFree(ctx context.Context, do func() error) error {
 		t.waitNoMore()
 	}
 	return err
+}
+
+// wait says that this process waits for the file, unless somebody asks at this moment.
+func (t *turn) wait() (said bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.count > 0 || t.say() {
+		t.count++
+		return true
+	}
+	return false
+}
+
+// waitNoMore takes back one wait.
+func (t *turn) waitNoMore() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.count--; t.count == 0 {
+		t.unsay()
+	}
+}
+
+// othersWait reports whether another process waits; while this one does, that is not known.
+func (t *turn) othersWait() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.count == 0 && t.said()
 }
 
 func rest(ctx context.Context, d time.Duration) {

@@ -2,8 +2,8 @@
 
 package sqlite
 
-func (t *turn) wait() (said bool) { return false }
+func (t *turn) say() bool { return false }
 
-func (t *turn) waitNoMore() {}
+func (t *turn) unsay() {}
 
-func (t *turn) othersWait() bool { return false }
+func (t *turn) said() bool { return false }

@@ -17,9 +17,13 @@ func TestWritersKnowWhoWaits(t *testing.T) {
 	require.False(t, a.othersWait())
 	require.True(t, a.wait())
 	require.True(t, b.wait(), "two may wait")
+	require.True(t, b.wait(), "and two of one process")
 	a.waitNoMore()
 	require.True(t, a.othersWait())
+	require.False(t, b.othersWait(), "it is its own wait")
 	require.False(t, elsewhere.othersWait())
+	b.waitNoMore()
+	require.True(t, a.othersWait(), "the other one of it still waits")
 	b.waitNoMore()
 	require.False(t, a.othersWait())
 	for _, each := range []*turn{a, b, elsewhere} {

@@ -7,15 +7,15 @@ import (
 	"syscall"
 )
 
-// wait says that this process waits for the file, unless somebody asks at this moment.
-func (t *turn) wait() (said bool) {
+// say says that somebody waits here, unless somebody asks at this moment.
+func (t *turn) say() bool {
 	return t.waits != nil && syscall.Flock(int(t.waits.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil
 }
 
-func (t *turn) waitNoMore() { _ = syscall.Flock(int(t.waits.Fd()), syscall.LOCK_UN) }
+func (t *turn) unsay() { _ = syscall.Flock(int(t.waits.Fd()), syscall.LOCK_UN) }
 
-// othersWait reports whether anybody has said so.
-func (t *turn) othersWait() bool {
+// said reports whether anybody has said so.
+func (t *turn) said() bool {
 	if t.asks == nil {
 		return false
 	}
