@@ -55,7 +55,7 @@ build: ## Build bin/sluice
 # Packages under tests/ run one at a time, after all others: they start processes
 # and measure time, and should have the machine to themselves. Those that build the
 # sluice binary see SLUICE_COVER_DIR and let the binary report there what it covered.
-GOTEST := go test -race -shuffle=on -timeout=20m -covermode=atomic -coverpkg=sluice/...
+GOTEST := go test -race -shuffle=on -timeout=10m -covermode=atomic -coverpkg=sluice/...
 
 .PHONY: test
 test: ## Run every test with the race detector and collect coverage

@@ -38,7 +38,7 @@ func (s *Store) DeleteFile(ctx context.Context, tenant, id string, now time.Time
 }
 
 // oneFile runs a statement about the tenant's file of the id and returns the file.
-func oneFile(ctx context.Context, db asked, what, text, tenant, id string, more ...any) (store.File, error) {
+func oneFile(ctx context.Context, db *sql.DB, what, text, tenant, id string, more ...any) (store.File, error) {
 	id = store.CleanText(id)
 	files, err := query(ctx, db, scanFile, text, append([]any{store.CleanText(tenant), id}, more...)...)
 	if err != nil {

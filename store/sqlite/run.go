@@ -19,7 +19,7 @@ func (s *Store) inTxWithin(
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var tx *sql.Tx
-	err := s.writer.turn.whenFree(ctx, func() (err error) {
+	err := whenFree(ctx, func() (err error) {
 		tx, err = s.writer.BeginTx(ctx, nil)
 		return err
 	})
@@ -41,7 +41,7 @@ func (s *Store) exec(ctx context.Context, text string, args ...any) (int64, erro
 func (s *Store) execWithin(ctx context.Context, timeout time.Duration, text string, args ...any) (changed int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	err = s.writer.turn.whenFree(ctx, func() error {
+	err = whenFree(ctx, func() error {
 		result, err := s.writer.ExecContext(ctx, text, args...)
 		if err != nil {
 			return err
@@ -52,26 +52,13 @@ func (s *Store) execWithin(ctx context.Context, timeout time.Duration, text stri
 	return changed, err
 }
 
-// asked is the writer, or connections that read.
-type asked interface {
-	QueryContext(ctx context.Context, text string, args ...any) (*sql.Rows, error)
-}
-
-// turnOf returns the turn of the writer; readers need none.
-func turnOf(db asked) *turn {
-	if w, writes := db.(*writer); writes {
-		return w.turn
-	}
-	return nil
-}
-
 // query runs a statement that returns rows on db and collects them.
 func query[T any](
-	ctx context.Context, db asked, scan func(*sql.Rows) (T, error), text string, args ...any,
+	ctx context.Context, db *sql.DB, scan func(*sql.Rows) (T, error), text string, args ...any,
 ) (values []T, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	err = turnOf(db).whenFree(ctx, func() error {
+	err = whenFree(ctx, func() error {
 		rows, err := db.QueryContext(ctx, text, args...)
 		if err != nil {
 			return err
@@ -114,4 +101,35 @@ func collect[T any](rows *sql.Rows, scan func(*sql.Rows) (T, error)) (values []T
 		values = append(values, value)
 	}
 	return values, rows.Err()
+}
+
+// whenFree does what needs the file's write lock, and does it again for as long as another
+// process has it, busyTimeout at most. SQLite's own wait looks for the lock at growing
+// intervals, up to a tenth of a second, so that beside a process with one transaction after
+// another it may never find it free.
+func whenFree(ctx context.Context, do func() error) error {
+	for began := time.Now(); ; {
+		err := do()
+		if !busy(err) || time.Since(began) > busyTimeout {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(busyAsk):
+		}
+	}
+}
+
+// busyAsk is about how long the file is free between two transactions of another process.
+const busyAsk = 500 * time.Microsecond
+
+const codeBusy = 5 // SQLITE_BUSY; its extended codes have more in their upper bytes
+
+func busy(err error) bool {
+	said, ok := errors.AsType[interface {
+		error
+		Code() int
+	}](err)
+	return ok && said.Code()&0xff == codeBusy
 }

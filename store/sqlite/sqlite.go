@@ -44,7 +44,7 @@ const (
 // its own, where no long report is before it.
 type Store struct {
 	path    string
-	writer  *writer
+	writer  *sql.DB
 	reader  *sql.DB
 	lookups *sql.DB
 
@@ -82,29 +82,29 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, reader.Close(), writer.Close())
 	}
-	s := &Store{path: abs, writer: writer, reader: reader, lookups: lookups, writes: newPrepared(writer.DB), looks: newPrepared(lookups)}
+	s := &Store{path: abs, writer: writer, reader: reader, lookups: lookups, writes: newPrepared(writer), looks: newPrepared(lookups)}
 
 	// The writer's first connection turns the file to WAL, which has to come before
 	// any reader's; it also shows whether the file is a database at all.
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := s.writer.turn.whenFree(ctx, func() error { return s.writer.PingContext(ctx) }); err != nil {
+	if err := whenFree(ctx, func() error { return s.writer.PingContext(ctx) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, err), s.Close())
 	}
 	return s, nil
 }
 
 // openWriter opens a connection that writes, whose transactions hold the file's write lock
-// from their beginning. SQLite itself waits so long for the lock: see turn.
-func openWriter(path string, busy time.Duration) (*writer, error) {
-	db, err := sql.Open(driverName, dsn(path, busy, url.Values{
+// from their beginning. SQLite itself waits so long for the lock: see whenFree.
+func openWriter(path string, busy time.Duration) (*sql.DB, error) {
+	writer, err := sql.Open(driverName, dsn(path, busy, url.Values{
 		"_journal_mode": {"WAL"}, "_synchronous": {"FULL"}, "_txlock": {"immediate"},
 	}))
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	db.SetMaxOpenConns(1)
-	return &writer{db, newTurn(path)}, nil
+	writer.SetMaxOpenConns(1)
+	return writer, nil
 }
 
 // openReader opens connections that read alone.
@@ -168,7 +168,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(migrations.SQLite(ctx, writer.DB), writer.Close())
+	return errors.Join(migrations.SQLite(ctx, writer), writer.Close())
 }
 
 // Pending implements store.Store.

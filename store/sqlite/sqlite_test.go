@@ -179,7 +179,7 @@ func TestAWriterHasItsTurnBesideBusyOnes(t *testing.T) {
 					return nil
 				default:
 				}
-				batch := make([]inference.Record, 50)
+				batch := make([]inference.Record, store.MaxBatch)
 				for i := range batch {
 					batch[i].JobID = fmt.Sprintf("%d-%d-%d", w, n, i)
 				}

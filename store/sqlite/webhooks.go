@@ -79,7 +79,7 @@ func (s *Store) RotateWebhook(ctx context.Context, id string, secret webhook.Sec
 		secret.Reveal(), overlap.Microseconds(), micros(time.Now()))
 }
 
-func oneWebhook(ctx context.Context, db asked, verb, id, text string, args ...any) (store.Webhook, error) {
+func oneWebhook(ctx context.Context, db *sql.DB, verb, id, text string, args ...any) (store.Webhook, error) {
 	id = store.CleanText(id)
 	hooks, err := query(ctx, db, scanWebhook, text, append([]any{id}, args...)...)
 	if err == nil && len(hooks) == 0 {

@@ -61,11 +61,8 @@ func leaseRace(t *testing.T, open Open) {
 			me := fmt.Sprintf("ingress-%d", i)
 			mine := map[string]bool{}
 			for limit := 3; len(taken) < batches && ctx.Err() == nil; limit += 3 {
-				var got []store.Batch
-				if err := inTime(ctx, func() (err error) {
-					got, err = s.LeaseBatches(ctx, me, noon, lease, limit)
-					return err
-				}); err != nil {
+				got, err := s.LeaseBatches(ctx, me, noon, lease, limit)
+				if err != nil {
 					return err
 				}
 				for _, b := range got {
@@ -101,7 +98,7 @@ func addRace(t *testing.T, open Open) {
 				for i := range chunk {
 					chunk[i].ID = name + chunk[i].ID
 				}
-				if err := inTime(ctx, func() error { return s.AddLines(ctx, owner, "batch_1", chunk, int64(from), nil) }); err != nil {
+				if err := s.AddLines(ctx, owner, "batch_1", chunk, int64(from), nil); err != nil {
 					return err
 				}
 			}
@@ -173,7 +170,7 @@ func finishSome(ctx context.Context, s store.Store, ids []string, lines int, bac
 				ends = append(ends, end)
 			}
 		}
-		if err := inTime(ctx, func() error { _, err := s.FinishJobs(ctx, ends); return err }); err != nil {
+		if _, err := s.FinishJobs(ctx, ends); err != nil {
 			return fmt.Errorf("finish: %w", err)
 		}
 	}
@@ -185,11 +182,11 @@ func finishSome(ctx context.Context, s store.Store, ids []string, lines int, bac
 func leaseSome(ctx context.Context, s store.Store, ids []string, lines int) error {
 	for round := range lines / 10 {
 		now := noon.Add(time.Duration(round) * lease)
-		if err := inTime(ctx, func() error { _, err := s.LeaseBatches(ctx, owner, now, lease, 10); return err }); err != nil {
+		if _, err := s.LeaseBatches(ctx, owner, now, lease, 10); err != nil {
 			return fmt.Errorf("lease: %w", err)
 		}
 		for _, id := range ids {
-			if err := inTime(ctx, func() error { _, err := s.LeaseLines(ctx, id, now, lease, 10); return err }); err != nil {
+			if _, err := s.LeaseLines(ctx, id, now, lease, 10); err != nil {
 				return fmt.Errorf("lease lines: %w", err)
 			}
 		}
@@ -201,20 +198,17 @@ func leaseSome(ctx context.Context, s store.Store, ids []string, lines int) erro
 // one that did.
 func endAndComplete(ctx context.Context, s store.Store, id string) (bool, error) {
 	for {
-		var ended []store.Job
-		if err := inTime(ctx, func() (err error) {
-			ended, err = s.EndLines(ctx, id, store.JobExpired, noon, 10)
-			return err
-		}); err != nil {
+		ended, err := s.EndLines(ctx, id, store.JobExpired, noon, 10)
+		if err != nil {
 			return false, fmt.Errorf("end: %w", err)
 		}
 		if len(ended) == 0 {
 			break
 		}
 	}
-	err := inTime(ctx, func() error { return s.FinalizeBatch(ctx, owner, id, noon) })
+	err := s.FinalizeBatch(ctx, owner, id, noon)
 	if err == nil || errors.Is(err, store.ErrConflict) {
-		err = inTime(ctx, func() error { return s.CompleteBatch(ctx, owner, id, endOf(store.BatchCompleted)) })
+		err = s.CompleteBatch(ctx, owner, id, endOf(store.BatchCompleted))
 	}
 	if errors.Is(err, store.ErrLeaseLost) {
 		return false, nil // another one completed it
